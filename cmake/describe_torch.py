@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints where torch, Python and pybind11 keep headers and libraries, one KEY=value a line."""
+
+import sys
+import sysconfig
+from pathlib import Path
+
+MINIMUM = (2, 11)
+
+
+def fail(text):
+    """Ends with one line of what to install."""
+    sys.exit(f"uncomp: {text}")
+
+
+try:
+    import torch
+except ImportError:
+    fail(f"torch is missing in {sys.executable}: install torch>={MINIMUM[0]}.{MINIMUM[1]} first")
+if tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2]) < MINIMUM:
+    fail(f"torch {torch.__version__} is too old: install torch>={MINIMUM[0]}.{MINIMUM[1]}")
+root = Path(torch.__file__).parent
+
+# In an isolated build pybind11 lives beside the build tools, not beside torch; setup.py then adds it to the path.
+try:
+    import pybind11
+except ImportError:
+    fail(f"pybind11 is missing in {sys.executable}: install pybind11>=3,<4")
+if int(pybind11.__version__.split(".")[0]) < 3:
+    fail(f"pybind11 {pybind11.__version__} is too old: install pybind11>=3,<4")
+
+include = root / "include"
+print(f"TORCH_VERSION={torch.__version__}")
+print(f"TORCH_INCLUDES={include}|{include / 'torch' / 'csrc' / 'api' / 'include'}")
+print(f"TORCH_LIB={root / 'lib'}")
+print(f"TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
+print(f"TORCH_HAS_CUDA={int((root / 'lib' / 'libtorch_cuda.so').exists())}")
+print(f"PYTHON_INCLUDE={sysconfig.get_paths()['include']}")
+print(f"PYBIND11_INCLUDE={pybind11.get_include()}")
+print(f"EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}")

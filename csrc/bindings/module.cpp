@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python door: every operator with argument names and docstring, what this build can do, and its limits.
+#include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "bindings/op_names.h"
+#include "core/constants.h"
+#include "ops/device.h"
+#include "ops/gather_tokens.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = UNCOMP_VERSION;
+  info["torch"] = TORCH_VERSION;
+  info["cuda"] = static_cast<bool>(UNCOMP_WITH_CUDA);
+  info["cuda_version"] = UNCOMP_CUDA_VERSION;
+  info["cuda_archs"] = UNCOMP_CUDA_ARCHS;
+  info["head_dims"] = std::vector<int>(std::begin(uncomp::kHeadDimTiles), std::end(uncomp::kHeadDimTiles));
+  info["cxx_standard"] = __cplusplus / 100 % 100;
+  return info;
+}
+
+std::map<std::string, int> limits() {
+  return {
+      {"max_head_dim", uncomp::kMaxHeadDim},         {"head_dim_multiple", uncomp::kHeadDimMultiple},
+      {"max_group_size", uncomp::kMaxGroupSize},     {"max_window", uncomp::kMaxWindow},
+      {"max_vote_window", uncomp::kMaxVoteWindow},   {"max_pool", uncomp::kMaxPool},
+      {"max_spectrum_dim", uncomp::kMaxSpectrumDim}, {"max_gather_tensors", uncomp::kMaxGatherTensors},
+  };
+}
+
+/// Exceptions of torch reach Python as the kinds they stand for, and the interpreter lock is free meanwhile.
+template <class F, class... Extra>
+void bind(py::module_& m, const char* name, F&& f, const Extra&... extra) {
+  m.def(name, torch::wrap_pybind_function_no_gil(std::forward<F>(f)), extra...);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Operators of uncomp. The same operators are torch.ops.uncomp.*; uncomp.ops has typed functions.";
+  m.def("build_info", &build_info,
+        "Version, torch version it was built with, CUDA yes or no, CUDA architectures, head-dim tiles.");
+  m.def("limits", &limits, "Every limit of csrc/core/constants.h by name.");
+  m.def(
+      "op_names", [] { return std::vector<std::string>(std::begin(uncomp::kOpNames), std::end(uncomp::kOpNames)); },
+      "Names of all operators, in the order of the method.");
+  bind(m, "warmup", &uncomp::warmup_device, py::arg("device_index"),
+       "Does what must happen on a CUDA device before the first graph capture.");
+  bind(m, "take_device_error", &uncomp::take_device_error, py::arg("device_index"),
+       "First violation noted by a kernel since the last call, as one line; empty when there is none. Synchronises.");
+
+  // ---- matrix_spectrum
+  // ---- matrix_entropy
+  // ---- group_heads
+  // ---- allocate_budget
+  // ---- window_scores
+  // ---- seed_votes_
+  // ---- select_tokens
+  // ---- compact_kv
+  // ---- append_kv_
+  // ---- decode_attention
+  // ---- decode_evict_
+  // ---- ragged_attention
+  // ---- gather_tokens
+  bind(m, "gather_tokens", &uncomp::gather_tokens, py::arg("tensors"), py::arg("index"),
+       R"doc(Gather the tokens of several tensors by one index, in one launch.
+
+Args:
+    tensors: 1 to 8 tensors [B or 1, S, ...], any dtype, contiguous behind the token dimension.
+    index: [B, N] int32, tokens to take; -1 gives a token of zeros.
+Returns:
+    One contiguous tensor [B, N, ...] per input.
+Raises:
+    TypeError, ValueError: see csrc/ops/gather_tokens.h.)doc");
+}

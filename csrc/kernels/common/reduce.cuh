@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums and maxima over a warp and over a block, in an order that depends on nothing but the thread index.
+#pragma once
+
+#include <cstdint>
+
+namespace uncomp::kernels {
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(kFullWarp, x, offset);
+  return x;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_max(T x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    const T other = __shfl_xor_sync(kFullWarp, x, offset);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+/// Sum over the block, returned to every thread. `scratch` holds one T per warp; the block must be whole warps.
+/// Barriers inside: call under block-uniform conditions.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* scratch) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  x = warp_sum(x);
+  __syncthreads();
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  T total = T(0);
+  for (int w = 0; w < warps; ++w) total += scratch[w];
+  return total;
+}
+
+}  // namespace uncomp::kernels

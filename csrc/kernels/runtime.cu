@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Per-device state of the kernel floor.
+#include "kernels/runtime.h"
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+namespace uncomp::kernels {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+std::mutex& lock() {
+  static std::mutex m;
+  return m;
+}
+
+cudaError_t current(int* device) {
+  const cudaError_t err = cudaGetDevice(device);
+  if (err != cudaSuccess) return err;
+  return *device < kMaxDevices ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+}  // namespace
+
+cudaError_t device_info(DeviceInfo* info) {
+  static DeviceInfo known[kMaxDevices] = {};
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  DeviceInfo& entry = known[device];
+  if (entry.sm_count == 0) {
+    int sms = 0, major = 0, minor = 0, l2 = 0, smem = 0;
+    const std::pair<int*, cudaDeviceAttr> wanted[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                                                      {&minor, cudaDevAttrComputeCapabilityMinor},
+                                                      {&l2, cudaDevAttrL2CacheSize},
+                                                      {&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                                                      {&sms, cudaDevAttrMultiProcessorCount}};
+    for (const auto& [value, attribute] : wanted) {
+      if (const cudaError_t err = cudaDeviceGetAttribute(value, attribute, device); err != cudaSuccess) return err;
+    }
+    entry = DeviceInfo{sms, major * 10 + minor, l2, smem};
+  }
+  *info = entry;
+  return cudaSuccess;
+}
+
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  static std::map<std::pair<const void*, int>, size_t> granted;
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  size_t& have = granted[{kernel, device}];
+  if (have >= bytes) return cudaSuccess;
+  const cudaError_t err =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (err == cudaSuccess) have = bytes;
+  return err;
+}
+
+cudaError_t error_word(int32_t** word) {
+  static int32_t* words[kMaxDevices] = {};
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  if (words[device] == nullptr) {
+    int32_t* fresh = nullptr;
+    if (const cudaError_t err = cudaMalloc(&fresh, sizeof(int32_t)); err != cudaSuccess) return err;
+    if (const cudaError_t err = cudaMemset(fresh, 0, sizeof(int32_t)); err != cudaSuccess) return err;
+    words[device] = fresh;
+  }
+  *word = words[device];
+  return cudaSuccess;
+}
+
+cudaError_t take_error(int32_t* code) {
+  int32_t* word = nullptr;
+  if (const cudaError_t err = error_word(&word); err != cudaSuccess) return err;
+  if (const cudaError_t err = cudaDeviceSynchronize(); err != cudaSuccess) return err;
+  if (const cudaError_t err = cudaMemcpy(code, word, sizeof(int32_t), cudaMemcpyDeviceToHost); err != cudaSuccess) {
+    return err;
+  }
+  return *code == 0 ? cudaSuccess : cudaMemset(word, 0, sizeof(int32_t));
+}
+
+cudaError_t warmup() {
+  int32_t* word = nullptr;
+  DeviceInfo info;
+  if (const cudaError_t err = error_word(&word); err != cudaSuccess) return err;
+  return device_info(&info);
+}
+
+}  // namespace uncomp::kernels

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernel floor asks of the CUDA runtime once per device: properties, shared-memory limits, the error word.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace uncomp::kernels {
+
+struct DeviceInfo {
+  int32_t sm_count;
+  int32_t capability;  // major * 10 + minor
+  int64_t l2_bytes;
+  int64_t smem_per_block;  // opt-in limit, bytes
+};
+
+/// Properties of the current device, read once.
+cudaError_t device_info(DeviceInfo* info);
+
+/// Lets `kernel` use `bytes` of dynamic shared memory on the current device; remembers what was granted.
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
+
+/// The current device's error word: int32, 0 while all is well. Allocated on first use, which must not fall into
+/// a stream capture; `warmup` makes sure.
+cudaError_t error_word(int32_t** word);
+
+/// Reads and clears the error word of the current device. Synchronises the device.
+cudaError_t take_error(int32_t* code);
+
+/// Does everything that must happen before the first capture on the current device.
+cudaError_t warmup();
+
+}  // namespace uncomp::kernels

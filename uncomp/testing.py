@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests and benchmarks share: the tolerance table, seeds, makers of ragged arenas with poisoned dead slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ENTROPY_TOLERANCE = {  # absolute, on the normalised entropy; the Gram matrix is summed in fp32
+    torch.float64: 1e-6,
+    torch.float32: 1e-5,
+    torch.float16: 1e-4,
+    torch.bfloat16: 1e-4,
+}
+EIGENVALUE_TOLERANCE = 5e-7  # absolute, of an eigenvalue of a trace-one matrix given exactly
+LSE_TOLERANCE = 1e-4  # absolute; fp32 sums of up to 1M terms
+SCORE_TOLERANCE = 2e-3  # share of the largest score; exp2 and half-precision products
+MASS_TOLERANCE = 1e-3  # share of the whole mass of a row
+ATTENTION_FLOOR = {  # relative Frobenius distance granted on top of twice what torch itself is off
+    torch.float32: 1e-5,
+    torch.float16: 1e-3,
+    torch.bfloat16: 3e-3,
+}
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Frobenius distance as a share of the norm of `want`; NaN where either holds NaN."""
+    got, want = got.double().cpu(), want.double().cpu()
+    return float((got - want).norm() / want.norm().clamp_min(1e-30))
+
+
+@dataclass
+class RaggedArena:
+    """An arena as the operators see it, plus the rows it was made from."""
+
+    key_rows: Tensor  # [C, Dk]
+    value_rows: Tensor  # [C, Dv]
+    slot_position: Tensor  # [C] int32
+    row_start: Tensor  # [R + 1] int32
+    row_len: Tensor  # [R] int32
+
+    @property
+    def rooms(self) -> list[int]:
+        starts = self.row_start.tolist()
+        return [b - a for a, b in zip(starts, starts[1:], strict=False)]
+
+    def live(self, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a row's live tokens."""
+        start, length = int(self.row_start[row]), int(self.row_len[row])
+        return self.key_rows[start : start + length], self.value_rows[start : start + length]
+
+
+def make_arena(
+    lengths: list[int],
+    *,
+    rooms: list[int] | None = None,
+    key_dim: int = 64,
+    value_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    poison: bool = True,
+) -> RaggedArena:
+    """Random rows of the given lengths; dead slots hold NaN and absurd positions unless `poison` is off.
+
+    Args:
+        lengths: tokens of each row.
+        rooms: slots of each row; default: the length.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rooms = list(lengths) if rooms is None else rooms
+    starts = [0]
+    for room in rooms:
+        starts.append(starts[-1] + room)
+    capacity, value_dim = starts[-1], key_dim if value_dim is None else value_dim
+    keys = torch.randn(capacity, key_dim, generator=generator)
+    values = torch.randn(capacity, value_dim, generator=generator)
+    positions = torch.full((capacity,), 2**31 - 1, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        start, end = starts[row], starts[row + 1]
+        spread = torch.randperm(4 * max(length, 1), generator=generator)[:length].sort().values
+        positions[start : start + length] = spread
+        if poison:
+            keys[start + length : end] = float("nan")
+            values[start + length : end] = float("nan")
+    return RaggedArena(
+        keys.to(device, dtype),
+        values.to(device, dtype),
+        positions.to(device, torch.int32),
+        torch.tensor(starts, dtype=torch.int32, device=device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+    )
