@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,9 @@ class RaggedArena:
 
     @property
     def rooms(self) -> list[int]:
+        """Slots of every row."""
         starts = self.row_start.tolist()
-        return [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(starts)]
 
     def live(self, row: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a row's live tokens."""
