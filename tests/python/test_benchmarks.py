@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark harness without a GPU: statistics, plan, rows, table, arguments, registry."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from uncomp import _extension
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import harness
+import run
+
+SHARED = {
+    "device": "a device",
+    "commit": "abc",
+    "torch": "2",
+    "cuda": "13",
+    "copy_bandwidth_tb_s": 4.0,
+    "read_bandwidth_tb_s": 4.2,
+}
+
+
+def a_case(**rivals):
+    return harness.Case("gather_tokens", "8x4", "bfloat16", 4_000_000, lambda i: lambda: None, rivals)
+
+
+# ---- statistics
+@pytest.mark.parametrize(
+    ("values", "share", "want"),
+    [([3.0], 0.5, 3.0), ([4, 1, 3, 2], 0.5, 2.5), (range(11), 0.1, 1.0), (range(11), 0.9, 9.0), ([1, 2], 1, 2)],
+)
+def test_percentile(values, share, want):
+    assert harness.percentile(list(values), share) == want
+
+
+@pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1.0], 1.5)])
+def test_percentile_refuses(values, share):
+    with pytest.raises(ValueError, match="needs values and a share in"):
+        harness.percentile(values, share)
+
+
+@pytest.mark.parametrize(("moved", "want"), [(0, 64), (1, 64), (60 << 20, 4), (12 << 20, 15), (1 << 30, 4)])
+def test_sets_exceed_the_cache(moved, want):
+    assert harness.wanted_sets(moved, 60 << 20) == want
+
+
+@pytest.mark.parametrize(
+    ("replay_ms", "want"), [(0.1, (5, 20)), (5, (5, 20)), (10, (2, 20)), (100, (1, 5)), (2000, (1, 3))]
+)
+def test_slow_calls_get_fewer_replays_then_fewer_groups(replay_ms, want):
+    assert harness.replays_and_groups(replay_ms, harness.Plan()) == want
+
+
+# ---- rows and table
+def test_row_holds_all_that_a_number_needs():
+    row = run.make_row(
+        a_case(),
+        harness.Timing(2.0, 1.9, 2.2, False, 64),
+        {"torch": harness.Timing(8.0, 7.0, 9.0, True, 64), "other": harness.Timing(error="RuntimeError: no")},
+        SHARED,
+    )
+    assert set(row) >= {*SHARED, "op", "shape", "dtype", "bytes", "median_us", "spread_us", "sets", "copy_share"}
+    assert row["copy_share"] == pytest.approx(0.5)
+    assert row["spread_us"] == pytest.approx(0.3)
+    assert [(r["name"], r["median_us"], r["eager"]) for r in row["rivals"]] == [
+        ("torch", 8.0, True),
+        ("other", None, False),
+    ]
+    assert row["rivals"][1]["error"] == "RuntimeError: no"
+    assert json.loads(json.dumps(row)) == row
+    assert run.best_rival(row)["name"] == "torch"
+
+
+def test_table_shows_the_best_rival_and_every_error():
+    fast, slow = harness.Timing(4.0, 4.0, 4.0), harness.Timing(9.0, 9.0, 9.0, eager=True)
+    broken = harness.Timing(error="ValueError: broken")
+    rows = [
+        run.make_row(a_case(), fast, {"slow": slow, "broken": broken}, SHARED),
+        run.make_row(a_case(), broken, {"slow": slow}, SHARED),
+        run.make_row(a_case(), fast, {}, SHARED),
+    ]
+    lines = run.table(rows).splitlines()
+    assert lines[0].split()[:4] == ["op", "shape", "dtype", "us"]
+    assert lines[1].split()[-4:] == ["slow", "(eager)", "9.00", "2.25x"]
+    assert "error" in lines[2]
+    assert lines[4:] == [
+        "gather_tokens 8x4, rival broken: ValueError: broken",
+        "gather_tokens 8x4 bfloat16: ValueError: broken",
+    ]
+
+
+def test_a_resettable_call_is_a_call():
+    seen = []
+    step = harness.Resettable(lambda: seen.append(1), seen.clear)
+    step()
+    assert seen == [1]
+    step.reset()
+    assert seen == []
+
+
+def test_commit_comes_from_the_environment_first(monkeypatch):
+    monkeypatch.setenv("UNCOMP_COMMIT", "1234")
+    assert run.commit() == "1234"
+
+
+# ---- arguments
+def test_unknown_op_is_an_argument_error_that_lists_the_known(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.parse(["--ops", "no_such_op"])
+    assert stop.value.code == 2
+    assert "no bench file for 'no_such_op'; there is one for" in capsys.readouterr().err
+
+
+def test_all_ops_are_the_default():
+    assert run.parse([]).ops == list(run.registry())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_one_line_and_exit_2(capsys):
+    assert run.main(["--ops", "gather_tokens"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+# ---- registry
+def test_every_bench_file_belongs_to_an_operator():
+    files = set((run.BENCHMARKS / "kernels").glob("*.py"))
+    assert files == set(run.registry().values())
+
+
+@pytest.mark.parametrize("op", sorted(run.registry()))
+def test_cases_are_listed_without_a_gpu(op):
+    cases = run.load_cases(run.registry()[op])
+    assert cases
+    for case in cases:
+        assert case.op in _extension.op_names()
+        assert case.bytes > 0
+        assert callable(case.ours)
+        assert all(callable(rival) for rival in case.rivals.values())
+    assert len({(case.op, case.shape, case.dtype) for case in cases}) == len(cases)
