@@ -7,7 +7,8 @@ execute_process(
   OUTPUT_VARIABLE torch_text ERROR_VARIABLE torch_error RESULT_VARIABLE torch_result OUTPUT_STRIP_TRAILING_WHITESPACE
   ERROR_STRIP_TRAILING_WHITESPACE)
 if(NOT torch_result EQUAL 0)
-  message(FATAL_ERROR "${torch_error}")
+  string(REGEX REPLACE "^uncomp: " "" torch_error "${torch_error}")
+  uncomp_stop("${torch_error}")
 endif()
 # One "KEY=value" a line.
 string(REPLACE "\n" ";" torch_lines "${torch_text}")

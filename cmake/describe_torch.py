@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints where torch, Python and pybind11 keep headers and libraries, one KEY=value a line."""
 
+import os
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -21,13 +23,17 @@ if tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2]) < MINIM
     fail(f"torch {torch.__version__} is too old: install torch>={MINIMUM[0]}.{MINIMUM[1]}")
 root = Path(torch.__file__).parent
 
-# In an isolated build pybind11 lives beside the build tools, not beside torch; setup.py then adds it to the path.
-try:
-    import pybind11
-except ImportError:
-    fail(f"pybind11 is missing in {sys.executable}: install pybind11>=3,<4")
-if int(pybind11.__version__.split(".")[0]) < 3:
-    fail(f"pybind11 {pybind11.__version__} is too old: install pybind11>=3,<4")
+# In an isolated build pybind11 lives beside the build tools, not beside torch, and setup.py says where.
+pybind11_include = os.environ.get("UNCOMP_PYBIND11_INCLUDE")
+if not pybind11_include:
+    try:
+        import pybind11
+    except ImportError:
+        fail(f"pybind11 is missing in {sys.executable}: install pybind11>=3,<4")
+    pybind11_include = pybind11.get_include()
+found = re.search(r"VERSION_MAJOR (\d+)", (Path(pybind11_include) / "pybind11/detail/common.h").read_text())
+if not found or int(found[1]) < 3:
+    fail(f"pybind11 in {pybind11_include} is too old: install pybind11>=3,<4")
 
 include = root / "include"
 print(f"TORCH_VERSION={torch.__version__}")
@@ -36,5 +42,5 @@ print(f"TORCH_LIB={root / 'lib'}")
 print(f"TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
 print(f"TORCH_HAS_CUDA={int((root / 'lib' / 'libtorch_cuda.so').exists())}")
 print(f"PYTHON_INCLUDE={sysconfig.get_paths()['include']}")
-print(f"PYBIND11_INCLUDE={pybind11.get_include()}")
+print(f"PYBIND11_INCLUDE={pybind11_include}")
 print(f"EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` do everything from a bare checkout: a virtual environment with the pinned requirements,
+# the build, the run. They need python3 with venv, a C++20 compiler and make; nvcc is optional.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+BUILD := build/test
+STAMP := $(VENV)/.installed
+
+export UNCOMP_BUILD_DIR := $(BUILD)
+export UNCOMP_BUILD_TESTS := 1
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: help demo test test-cpp test-python build catch2 lint format bench clean
+
+help:
+	@echo "make demo    build and show the operators at work"
+	@echo "make test    build and run the C++ and Python tests"
+	@echo "make lint    style of C++ and Python; make format mends it"
+	@echo "make bench   time every operator on a GPU (JSON=file)"
+	@echo "make clean   remove build products; the virtual environment stays"
+
+$(STAMP): requirements-dev.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "uncomp: $(PYTHON) not found: install Python 3.10 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "uncomp: $(PYTHON) is too old: install Python 3.10 or newer"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "uncomp: python venv failed: install your system's python3-venv"; exit 1; }
+	$(PY) -m pip install -q -r requirements-dev.txt
+	touch $@
+
+catch2:
+	@sh tests/cpp/find_catch2.sh
+
+build: $(STAMP) catch2
+	@$(PY) setup.py -q build_ext --inplace
+	@test -e $(VENV)/.linked || { $(PY) -m pip install -q --no-build-isolation --no-deps -e . && touch $(VENV)/.linked; }
+
+test: build
+	@$(MAKE) --no-print-directory test-cpp test-python
+
+test-cpp:
+	@if [ -e $(BUILD)/tests/cpp/not-run ]; then echo "C++ tests: NOT RUN, $$(cat $(BUILD)/tests/cpp/not-run)"; \
+	else $(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure; fi
+
+test-python:
+	@$(PY) -m pytest -q
+
+demo: build
+	@$(PY) examples/020_use_the_ops.py
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|hpp|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+format: $(STAMP)
+	@$(PY) -m ruff check --fix -q . ; $(PY) -m ruff format .
+	@git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|hpp|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
+
+JSON ?= build/ops.json
+bench: build
+	@$(PY) benchmarks/run.py --ops --json $(JSON)
+
+clean:
+	rm -rf build dist *.egg-info uncomp/_C*.so .pytest_cache .hypothesis .ruff_cache $(VENV)/.linked
