@@ -51,7 +51,7 @@ def torch_environment():
     could differ from the one that later loads the module, so we look past the isolation instead.
     """
     environment = dict(os.environ)
-    probe = [sys.executable, "-c", "import torch"]
+    probe = [sys.executable, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"]
     if subprocess.run(probe, env=environment, capture_output=True, check=False).returncode != 0:
         environment.pop("PYTHONPATH", None)
         if subprocess.run(probe, env=environment, capture_output=True, check=False).returncode != 0:

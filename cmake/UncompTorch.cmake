@@ -21,7 +21,6 @@ message(STATUS "uncomp: torch ${UNCOMP_TORCH_VERSION} of ${UNCOMP_PYTHON}")
 
 add_library(uncomp_torch INTERFACE)
 target_include_directories(uncomp_torch SYSTEM INTERFACE ${UNCOMP_TORCH_INCLUDES})
-target_compile_definitions(uncomp_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=${UNCOMP_TORCH_CXX11_ABI})
 # torch's own CUDA libraries may be absent where we only build.
 target_link_options(uncomp_torch INTERFACE LINKER:--allow-shlib-undefined)
 target_link_libraries(uncomp_torch INTERFACE ${UNCOMP_TORCH_LIB}/libtorch_cpu.so ${UNCOMP_TORCH_LIB}/libc10.so)
