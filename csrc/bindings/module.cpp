@@ -13,6 +13,8 @@
 #include "core/constants.h"
 #include "ops/device.h"
 #include "ops/gather_tokens.h"
+#include "ops/matrix_entropy.h"
+#include "ops/matrix_spectrum.h"
 
 namespace py = pybind11;
 
@@ -61,7 +63,33 @@ PYBIND11_MODULE(_C, m) {
        "First violation noted by a kernel since the last call, as one line; empty when there is none. Synchronises.");
 
   // ---- matrix_spectrum
+  bind(m, "matrix_spectrum", &uncomp::matrix_spectrum, py::arg("states"), py::arg("first") = py::none(),
+       py::arg("length") = py::none(), py::arg("top"),
+       R"doc(Largest eigenvalues of the trace-one token covariance of every head, descending.
+
+Args:
+    states: [B, H, S, D] float32, float16 or bfloat16, on CPU also float64; any strides with D contiguous.
+    first: [B] int32, first real token; default 0.
+    length: [B] int32, real tokens; default all that follow `first`.
+    top: eigenvalues wanted, 1 to D.
+Returns:
+    [B, H, top] float32 (float64 for float64 states), shares of the trace.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/matrix_spectrum.h.)doc");
   // ---- matrix_entropy
+  bind(m, "matrix_entropy", &uncomp::matrix_entropy, py::arg("spectrum"), py::arg("top"), py::arg("dim"),
+       py::arg("kind") = "truncated",
+       R"doc(Truncated matrix entropy and effective rank of spectra.
+
+Args:
+    spectrum: [..., N] float32 or float64, contiguous, eigenvalues descending, shares of the trace.
+    top: eigenvalues k that enter, 1 to N.
+    dim: D of the states; the divisor is ln D for every k.
+    kind: "truncated", "renormalized" or "renyi2" (needs all D eigenvalues).
+Returns:
+    entropy [...] = H_k / ln D and erank [...] = exp(H_k).
+Raises:
+    TypeError, ValueError: see csrc/ops/matrix_entropy.h.)doc");
   // ---- group_heads
   // ---- allocate_budget
   // ---- window_scores
