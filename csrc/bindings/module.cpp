@@ -11,6 +11,7 @@
 
 #include "bindings/op_names.h"
 #include "core/constants.h"
+#include "ops/decode_attention.h"
 #include "ops/device.h"
 #include "ops/gather_tokens.h"
 #include "ops/matrix_entropy.h"
@@ -98,6 +99,19 @@ Raises:
   // ---- compact_kv
   // ---- append_kv_
   // ---- decode_attention
+  bind(m, "decode_attention", &uncomp::decode_attention, py::arg("query"), py::arg("key_rows"), py::arg("value_rows"),
+       py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
+       R"doc(Attention of one query token over the live slots of its cache rows.
+
+Args:
+    query: [B, Hq, 1, Dk] float32, float16 or bfloat16, rotated.
+    key_rows: [C, Dk], value_rows: [C, Dv], contiguous, dtype of query.
+    row_start: [R + 1] int32, slots. row_len: [R] int32, live tokens.
+    scale: factor of the logits.
+Returns:
+    out [B, Hq, 1, Dv] in the dtype of query, lse [B, Hq] float32 (natural log); an empty row gives 0 and -inf.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/decode_attention.h.)doc");
   // ---- decode_evict_
   // ---- ragged_attention
   // ---- gather_tokens

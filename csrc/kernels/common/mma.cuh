@@ -49,6 +49,13 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* shared
                : "memory");
 }
 
+/// Transposes an 8 x 8 matrix of 16-bit elements that lies across the warp, two neighbours of a row in each register.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(y) : "r"(x));
+  return y;
+}
+
 /// c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulation. Fragment layout as in the PTX manual, m16n8k16:
 /// c[0], c[1] are row lane/4, columns 2*(lane%4) and +1; c[2], c[3] the same columns of row lane/4 + 8.
 template <class T>

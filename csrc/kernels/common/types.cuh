@@ -30,6 +30,21 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+/// Stores `x` as element `index` of an array of `dtype`: for kernels too small to be worth a copy for each type.
+__device__ __forceinline__ void store_float(void* array, DType dtype, int64_t index, float x) {
+  switch (dtype) {
+    case DType::float32:
+      static_cast<float*>(array)[index] = x;
+      break;
+    case DType::float16:
+      static_cast<__half*>(array)[index] = from_float<__half>(x);
+      break;
+    case DType::bfloat16:
+      static_cast<__nv_bfloat16*>(array)[index] = from_float<__nv_bfloat16>(x);
+      break;
+  }
+}
+
 /// Two fp32 values as one packed half-precision register; the first value in the low half.
 template <class T>
 __device__ __forceinline__ uint32_t pack2(float low, float high);

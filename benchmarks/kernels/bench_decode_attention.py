@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""decode_attention: one decode step of a layer with 32 query and 8 KV heads of 128 channels, equal and ragged rows."""
+
+import torch
+from harness import Case
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from uncomp import ops
+
+HEADS, ROWS, DIM = 32, 8, 128
+GROUP = HEADS // ROWS
+SCALE = DIM**-0.5
+
+
+def inputs(i, lengths, batch, dtype):
+    generator = torch.Generator("cuda").manual_seed(i)
+    starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    slots = sum(lengths)
+    query = torch.randn(batch, HEADS, 1, DIM, device="cuda", generator=generator).to(dtype)
+    keys, values = (torch.randn(slots, DIM, device="cuda", dtype=dtype, generator=generator) for _ in range(2))
+    return query, keys, values, starts, torch.tensor(lengths, dtype=torch.int32, device="cuda")
+
+
+def case(name, lengths, batch=1, dtype=torch.bfloat16):
+    longest, equal = max(lengths), len(set(lengths)) == 1
+
+    def ours(i):
+        args = inputs(i, lengths, batch, dtype)
+        return lambda: ops.decode_attention(*args, SCALE)
+
+    def varlen(i):
+        from torch.nn.attention.varlen import varlen_attn
+
+        query, keys, values, starts, _ = inputs(i, lengths, batch, dtype)
+        queries = query.view(batch * ROWS, GROUP, DIM)  # a row is a sequence of one token and g heads
+        one = torch.arange(batch * ROWS + 1, device="cuda", dtype=torch.int32)
+        keys, values = keys.unsqueeze(1), values.unsqueeze(1)
+        return lambda: varlen_attn(queries, keys, values, one, starts, 1, longest, enable_gqa=True)
+
+    def dense(backend):
+        def make(i):
+            query, keys, values, _, _ = inputs(i, lengths, batch, dtype)
+            keys, values = (x.view(batch, ROWS, longest, DIM) for x in (keys, values))
+
+            def call():
+                with sdpa_kernel(backend):
+                    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+
+            return call
+
+        return make
+
+    moved = 2 * sum(lengths) * DIM * dtype.itemsize + 2 * batch * HEADS * DIM * dtype.itemsize
+    rivals = {"varlen": varlen}
+    if equal:
+        rivals |= {"flash": dense(SDPBackend.FLASH_ATTENTION), "cudnn": dense(SDPBackend.CUDNN_ATTENTION)}
+    return Case("decode_attention", name, str(dtype)[6:], moved, ours, rivals)
+
+
+def cases() -> list[Case]:
+    budgets = [2070, 1034] * 4  # two to one, mean 1552
+    skewed = [32768 * 8 * 8 // 15] + [32768 * 8 // 15] * 7
+    return [
+        case("8x32768", [32768] * 8),
+        case("8x131072", [131072] * 8),
+        case("8x1552 mean, budgets 2:1", budgets),
+        case("B 32, 8x1552 mean", budgets * 32, 32),
+        case("B 256, 8x1552 mean", budgets * 256, 256),
+        case("one row 8x the others, 8x32768 mean", skewed),
+        case("8x32768 fp16", [32768] * 8, dtype=torch.float16),
+    ]

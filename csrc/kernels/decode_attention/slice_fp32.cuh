@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The same block-wide attention for fp32 rows, on plain multiply-adds: a twin without rounding, not a fast path.
+#pragma once
+
+#include "core/constants.h"
+#include "kernels/common/reduce.cuh"
+#include "kernels/decode_attention/slice.cuh"
+
+namespace uncomp::kernels {
+
+template <int kTile, int kHeads>
+struct alignas(16) SliceShared<float, kTile, kHeads> {
+  static constexpr int kOutStride = kTile + 4;
+  float query[kHeads * kTile];
+  float out[kSliceWarps][kHeads][kOutStride];
+  float top[kSliceWarps][kHeads];
+  float sum[kSliceWarps][kHeads];
+};
+
+template <int kTile, int kHeads>
+__device__ __forceinline__ void load_query(SliceShared<float, kTile, kHeads>& shared, const float* query,
+                                           int64_t head_stride, int heads, int key_dim) {
+  for (int i = threadIdx.x; i < kHeads * kTile; i += kSliceThreads) {
+    const int head = i / kTile, channel = i % kTile;
+    shared.query[i] = head < heads && channel < key_dim ? query[head * head_stride + channel] : 0.0f;
+  }
+}
+
+/// A warp sees one slot at a time; a lane holds every 32nd channel.
+template <int kTile, int kHeads, class OnScore = NoScores>
+__device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads>& shared, const float* key,
+                                             const float* value, int count, int key_dim, int value_dim,
+                                             float scale_log2, OnScore on_score = {}) {
+  constexpr int kLaneChannels = kTile / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float out[kHeads][kLaneChannels] = {}, top[kHeads], sum[kHeads];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    top[h] = -INFINITY;
+    sum[h] = 0.0f;
+  }
+  for (int first = warp * kWarpSlots; first < count; first += kSplitSlots) {
+    for (int slot = first; slot < min(first + kWarpSlots, count); ++slot) {
+      float k[kLaneChannels], v[kLaneChannels];
+#pragma unroll
+      for (int j = 0; j < kLaneChannels; ++j) {
+        const int channel = lane + 32 * j;
+        k[j] = channel < key_dim ? key[static_cast<int64_t>(slot) * key_dim + channel] : 0.0f;
+        v[j] = channel < value_dim ? value[static_cast<int64_t>(slot) * value_dim + channel] : 0.0f;
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float dot = 0.0f;
+#pragma unroll
+        for (int j = 0; j < kLaneChannels; ++j) dot += k[j] * shared.query[h * kTile + lane + 32 * j];
+        const float logit = warp_sum(dot) * scale_log2;
+        if (lane == 0) on_score(slot, h, logit);
+        const float best = fmaxf(top[h], logit), base = finite_or_zero(best);
+        const float shrink = exp2f(top[h] - base), weight = exp2f(logit - base);
+        top[h] = best;
+        sum[h] = sum[h] * shrink + weight;
+#pragma unroll
+        for (int j = 0; j < kLaneChannels; ++j) out[h][j] = out[h][j] * shrink + weight * v[j];
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    if (lane == 0) {
+      shared.top[warp][h] = top[h];
+      shared.sum[warp][h] = sum[h];
+    }
+#pragma unroll
+    for (int j = 0; j < kLaneChannels; ++j) shared.out[warp][h][lane + 32 * j] = out[h][j];
+  }
+  __syncthreads();
+}
+
+}  // namespace uncomp::kernels

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_attention: CUDA body.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "kernels/decode_attention/decode_attention.h"
+#include "ops/arena.h"
+#include "ops/decode_attention.h"
+#include "ops/stream.h"
+
+namespace uncomp {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> decode_attention_cuda(const at::Tensor& query, const at::Tensor& key_rows,
+                                                         const at::Tensor& value_rows, const at::Tensor& row_start,
+                                                         const at::Tensor& row_len, double scale) {
+  check_decode_attention(query, key_rows, value_rows, row_start, row_len, scale);
+  const CudaScope scope(query);
+  const int64_t batch = query.size(0), heads = query.size(1), num_rows = row_len.size(0);
+  const HeadLayout layout = check_head_layout("decode_attention", batch, heads, num_rows);
+  at::Tensor out = at::empty({batch, heads, 1, value_rows.size(1)}, query.options());
+  at::Tensor lse = at::empty({batch, heads}, query.options().dtype(at::kFloat));
+
+  kernels::DecodeAttentionParams params{};
+  params.query = query.const_data_ptr();
+  params.query_batch_stride = query.stride(0);
+  params.query_head_stride = query.stride(1);
+  params.key_rows = key_rows.const_data_ptr();
+  params.value_rows = value_rows.const_data_ptr();
+  params.rows = {row_start.const_data_ptr<int32_t>(), row_len.const_data_ptr<int32_t>(), key_rows.size(0),
+                 static_cast<int32_t>(num_rows)};
+  params.out = out.mutable_data_ptr();
+  params.lse = lse.mutable_data_ptr<float>();
+  params.rows_per_sequence = layout.rows_per_sequence;
+  params.group_size = layout.group_size;
+  params.key_dim = static_cast<int32_t>(key_rows.size(1));
+  params.value_dim = static_cast<int32_t>(value_rows.size(1));
+  params.scale = static_cast<float>(scale);
+  params.dtype = kernel_dtype(query);
+
+  int64_t bytes = 0;
+  check_launch("decode_attention", kernels::decode_attention_workspace_bytes(params, &bytes));
+  const at::Tensor work = workspace(query, bytes);
+  check_launch("decode_attention", kernels::decode_attention(params, work.mutable_data_ptr(), scope.stream()));
+  return {out, lse};
+}
+
+TORCH_LIBRARY_IMPL(uncomp, CUDA, m) { m.impl("decode_attention", &decode_attention_cuda); }
+
+}  // namespace
+}  // namespace uncomp
