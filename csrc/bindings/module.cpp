@@ -12,6 +12,7 @@
 #include "bindings/op_names.h"
 #include "core/constants.h"
 #include "ops/decode_attention.h"
+#include "ops/decode_evict.h"
 #include "ops/device.h"
 #include "ops/gather_tokens.h"
 #include "ops/matrix_entropy.h"
@@ -113,6 +114,24 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/decode_attention.h.)doc");
   // ---- decode_evict_
+  bind(m, "decode_evict_", &uncomp::decode_evict_, py::arg("query"), py::arg("key"), py::arg("value"),
+       py::arg("position"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
+       py::arg("slot_position"), py::arg("votes"), py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"),
+       py::kw_only(), py::arg("window"), py::arg("sink"), py::arg("pool"), py::arg("scale"),
+       py::arg("pool_mode") = "max", py::arg("reduce_group") = "mean",
+       R"doc(One step of a constant-length cache: attend over row and new token, vote, give up one slot, overwrite it.
+
+Args:
+    query, key, value: [B, Hq, 1, Dk], [B, Hkv, 1, Dk], [B, Hkv, 1, Dv] the new token; position: [B] int32.
+    row_start: [R + 1] int32 slots; a row's room is its limit.
+    row_len [R], key_rows [C, Dk], value_rows [C, Dv], slot_position [C], votes [Wd, C], vote_sum [C], vote_step [R],
+        order [C]: changed in place; integers are int32.
+    window, sink: newest and first tokens that stay. pool, pool_mode: odd width and "max" or "avg".
+    scale: factor of the logits. reduce_group: "mean", "sum" or "max" over the query group's weights.
+Returns:
+    out [B, Hq, 1, Dv] and lse [B, Hq] float32, natural log, over row and new token.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/decode_evict.h.)doc");
   // ---- ragged_attention
   // ---- gather_tokens
   bind(m, "gather_tokens", &uncomp::gather_tokens, py::arg("tensors"), py::arg("index"),

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rule of one decode step on one row: what the step does, who may leave, who leaves first, and how a row is cut
+// into slices. One text for the CPU body, the kernels and the tests.
+#pragma once
+
+#include <cstdint>
+
+#include "core/math.h"
+
+namespace uncomp {
+
+/// Ring row that a step replaces: the oldest. Any int32 is a valid counter; the next one is ring row + 1.
+UNCOMP_HD constexpr int32_t vote_ring_row(int32_t step, int32_t vote_window) {
+  const int32_t row = step % vote_window;
+  return row < 0 ? row + vote_window : row;
+}
+
+/// What a step does with a row of `len` stored tokens. Places count the stored tokens in position order; the new token
+/// stands behind them, at place `len`.
+struct EvictStep {
+  enum class Kind : int32_t { nothing, append, evict };
+
+  Kind kind;
+  int32_t len;         // K, stored tokens
+  int32_t candidates;  // places 0 .. candidates - 1 are pooled
+  int32_t first;       // places first .. candidates - 1 may leave; never empty where kind is evict
+
+  /// Place after the last neighbour of `place`, and its first neighbour, for a pool of 2 * half + 1 places.
+  UNCOMP_HD constexpr int32_t pool_begin(int32_t place, int32_t half) const { return max_of(place - half, 0); }
+  UNCOMP_HD constexpr int32_t pool_end(int32_t place, int32_t half) const {
+    return place + 1 + min_of(half, candidates - 1 - place);
+  }
+};
+
+/// The newest `window` >= 1 tokens (the new one among them) and the first `sink` stay. Where the room is too small for
+/// both, the oldest token that is no sink leaves, or the oldest of all.
+UNCOMP_HD constexpr EvictStep evict_step(int32_t len, int32_t room, int32_t window, int32_t sink) {
+  if (room <= 0) return {EvictStep::Kind::nothing, 0, 0, 0};
+  len = clamp<int32_t>(len, 0, room);
+  if (len < room) return {EvictStep::Kind::append, len, 0, 0};
+  const int32_t candidates = clamp<int32_t>(len - (window - 1), 0, len);
+  if (sink < candidates) return {EvictStep::Kind::evict, len, candidates, sink};
+  const int32_t oldest = sink < len ? sink : 0;
+  return {EvictStep::Kind::evict, len, oldest + 1, oldest};
+}
+
+/// A token that may leave. Scores are integers: pooled vote sums (max), or the plain sum over the pool (avg, whose
+/// divisor is the same for all).
+struct Leaver {
+  int64_t score;
+  int32_t place;
+};
+
+/// Leaves after everybody else.
+inline constexpr Leaver kNobody{INT64_MAX, INT32_MAX};
+
+/// The smallest score leaves, among equals the oldest.
+UNCOMP_HD constexpr bool leaves_before(const Leaver& a, const Leaver& b) {
+  return a.score < b.score || (a.score == b.score && a.place < b.place);
+}
+
+/// Place whose entry stands at `place` once the entry at `removed` is gone.
+UNCOMP_HD constexpr int32_t order_source(int32_t place, int32_t removed) { return place + (place >= removed ? 1 : 0); }
+
+/// A row cut for several blocks: slices of whole tiles, all but the last of equal size, at most `most` of them.
+struct RowSlices {
+  int32_t tiles;        // of the row
+  int32_t slice_tiles;  // of a slice
+  int32_t count;        // slices that hold tiles; 0 for an empty row
+
+  UNCOMP_HD constexpr int32_t begin(int32_t slice) const {
+    return static_cast<int32_t>(min_of<int64_t>(static_cast<int64_t>(slice) * slice_tiles, tiles));
+  }
+  UNCOMP_HD constexpr int32_t end(int32_t slice) const { return begin(slice + 1); }
+};
+
+UNCOMP_HD constexpr RowSlices row_slices(int32_t len, int32_t most, int32_t tile, int32_t least_tiles) {
+  const int32_t tiles = len / tile + (len % tile != 0 ? 1 : 0);
+  const int32_t slice_tiles = max_of(tiles / most + (tiles % most != 0 ? 1 : 0), least_tiles);
+  return {tiles, slice_tiles, ceil_div(tiles, slice_tiles)};
+}
+
+/// How the launches of a step are cut. A function of sizes that the host knows, so that a captured graph and an eager
+/// step do the same whatever the lengths are.
+struct EvictPlan {
+  int32_t most_slices;  // P, blocks that share the attention of a row, at most
+  int32_t vote_slices;  // blocks that share the votes of a row; 1: the block that evicts does them
+};
+
+inline constexpr int32_t kMostSlices = 64;
+
+/// `blocks_in_flight` blocks fill the device; rows have `capacity` / `num_rows` slots on average.
+UNCOMP_HD constexpr EvictPlan evict_plan(int32_t num_rows, int64_t capacity, int32_t blocks_in_flight) {
+  const int32_t share = clamp<int32_t>(num_rows > 0 ? blocks_in_flight / num_rows : 1, 1, kMostSlices);
+  const int64_t mean = num_rows > 0 ? capacity / num_rows : 0;
+  // Votes of a short row are done sooner than another launch begins.
+  const int64_t vote_slices = mean <= 8192 ? 1 : clamp<int64_t>(mean / 4096, 1, share);
+  return {share, static_cast<int32_t>(vote_slices)};
+}
+
+}  // namespace uncomp

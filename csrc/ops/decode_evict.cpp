@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_evict_: checks and the C++ entry.
+#include "ops/decode_evict.h"
+
+#include <torch/library.h>
+
+#include "ops/call.h"
+#include "ops/check.h"
+
+namespace uncomp {
+namespace {
+
+constexpr const char* kOp = "decode_evict_";
+
+/// A tensor of the new token: [B, heads, 1, dim].
+void check_new(const char* name, const at::Tensor& t, at::IntArrayRef wanted, const char* shape,
+               const at::Tensor& query) {
+  check_same_dtype(kOp, name, t, "query", query);
+  check_device(kOp, name, t, "query", query);
+  check_shape(kOp, name, t, wanted, shape);
+  check_last_contiguous(kOp, name, t);
+  check_aligned(kOp, name, t);
+}
+
+/// An arena of K or V: [C, dim].
+void check_rows(const char* name, const at::Tensor& t, at::IntArrayRef wanted, const char* shape,
+                const at::Tensor& query) {
+  check_same_dtype(kOp, name, t, "query", query);
+  check_device(kOp, name, t, "query", query);
+  check_shape(kOp, name, t, wanted, shape);
+  check_contiguous(kOp, name, t);
+  check_aligned(kOp, name, t);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> decode_evict_(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& position,
+    const at::Tensor& row_start, const at::Tensor& row_len, const at::Tensor& key_rows, const at::Tensor& value_rows,
+    const at::Tensor& slot_position, const at::Tensor& votes, const at::Tensor& vote_sum, const at::Tensor& vote_step,
+    const at::Tensor& order, int64_t window, int64_t sink, int64_t pool, double scale, std::string_view pool_mode,
+    std::string_view reduce_group) {
+  static const auto op = op_handle<decltype(decode_evict_)>("uncomp::decode_evict_");
+  return op.call(query, key, value, position, row_start, row_len, key_rows, value_rows, slot_position, votes, vote_sum,
+                 vote_step, order, window, sink, pool, scale, pool_mode, reduce_group);
+}
+
+DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
+  const at::Tensor& query = call.query;
+  check_float(kOp, "query", query);
+  check_rank(kOp, "query", query, 4, "[B, Hq, 1, Dk]");
+  check_rank(kOp, "key", call.key, 4, "[B, Hkv, 1, Dk]");
+  check_rank(kOp, "value", call.value, 4, "[B, Hkv, 1, Dv]");
+  check_rank(kOp, "key_rows", call.key_rows, 2, "[C, Dk]");
+  check_rank(kOp, "votes", call.votes, 2, "[Wd, C]");
+  check_rank(kOp, "row_len", call.row_len, 1, "[R]");
+  const int64_t batch = query.size(0), num_q_heads = query.size(1), key_dim = query.size(3);
+  const int64_t num_kv_heads = call.key.size(1), value_dim = call.value.size(3);
+  const int64_t num_rows = call.row_len.size(0), capacity = call.key_rows.size(0), vote_window = call.votes.size(0);
+  UNCOMP_CHECK_VALUE(kOp, query.size(2) == 1, "query must hold one token, [B, Hq, 1, Dk]; got ", query.sizes());
+  check_last_contiguous(kOp, "query", query);
+  check_aligned(kOp, "query", query);
+  check_head_dim(kOp, "query", key_dim);
+  check_head_dim(kOp, "value", value_dim);
+  check_new("key", call.key, {batch, num_kv_heads, 1, key_dim}, "[B, Hkv, 1, Dk]", query);
+  check_new("value", call.value, {batch, num_kv_heads, 1, value_dim}, "[B, Hkv, 1, Dv]", query);
+  check_rows("key_rows", call.key_rows, {capacity, key_dim}, "[C, Dk]", query);
+  check_rows("value_rows", call.value_rows, {capacity, value_dim}, "[C, Dv]", query);
+  check_int32(kOp, "position", call.position, {batch}, "[B]", "query", query);
+  check_int32(kOp, "row_start", call.row_start, {num_rows + 1}, "[R + 1]", "query", query);
+  check_int32(kOp, "row_len", call.row_len, {num_rows}, "[R]", "query", query);
+  check_int32(kOp, "slot_position", call.slot_position, {capacity}, "[C]", "query", query);
+  check_int32(kOp, "votes", call.votes, {vote_window, capacity}, "[Wd, C]", "query", query);
+  check_int32(kOp, "vote_sum", call.vote_sum, {capacity}, "[C]", "query", query);
+  check_int32(kOp, "vote_step", call.vote_step, {num_rows}, "[R]", "query", query);
+  check_int32(kOp, "order", call.order, {capacity}, "[C]", "query", query);
+
+  const int64_t rows = batch > 0 ? num_rows / batch : 0;
+  UNCOMP_CHECK_VALUE(kOp, batch > 0 ? rows >= 1 && num_rows % batch == 0 : num_rows == 0,
+                     "row_len must hold a whole number of rows for each of ", batch, " sequences; got ", num_rows);
+  const int64_t group_size = rows > 0 ? num_q_heads / rows : 1;
+  if (rows > 0) {
+    UNCOMP_CHECK_VALUE(kOp, num_kv_heads >= 1 && rows % num_kv_heads == 0, "rows of a sequence (", rows,
+                       ") must be a multiple of the KV heads of key; got ", num_kv_heads);
+    UNCOMP_CHECK_VALUE(kOp, group_size >= 1 && num_q_heads % rows == 0,
+                       "query must have a multiple of the rows of a sequence (", rows, ") as heads; got ", num_q_heads);
+    UNCOMP_CHECK_LIMIT(kOp, group_size <= kMaxGroupSize, "query must have at most ", kMaxGroupSize,
+                       " heads a row; got ", group_size);
+  }
+  UNCOMP_CHECK_VALUE(kOp, vote_window >= 1, "votes must have at least one ring row; got ", vote_window);
+  UNCOMP_CHECK_LIMIT(kOp, vote_window <= kMaxVoteWindow, "votes must have at most ", kMaxVoteWindow, " ring rows; got ",
+                     vote_window);
+  UNCOMP_CHECK_VALUE(kOp, call.window >= 1, "window must be at least 1; got ", call.window);
+  UNCOMP_CHECK_VALUE(kOp, call.sink >= 0, "sink must not be negative; got ", call.sink);
+  check_pool_width(kOp, call.pool);
+  check_finite_scale(kOp, call.scale);
+  return {check_int32_size(kOp, "sequences", batch),
+          check_int32_size(kOp, "query heads", num_q_heads),
+          check_int32_size(kOp, "KV heads", num_kv_heads),
+          check_int32_size(kOp, "rows", num_rows),
+          static_cast<int32_t>(rows),
+          static_cast<int32_t>(group_size),
+          static_cast<int32_t>(key_dim),
+          static_cast<int32_t>(value_dim),
+          static_cast<int32_t>(vote_window),
+          check_int32_size(kOp, "slots", capacity),
+          check_int32_size(kOp, "window", call.window),
+          check_int32_size(kOp, "sink", call.sink),
+          static_cast<int32_t>(call.pool),
+          parse_pool(kOp, call.pool_mode),
+          parse_reduce(kOp, "reduce_group", call.reduce_group, false)};
+}
+
+}  // namespace uncomp
