@@ -43,9 +43,10 @@ std::map<std::string, int> limits() {
   };
 }
 
+/// Not named `bind`: argument-dependent lookup would prefer std::bind and drop the definition in silence.
 /// Exceptions of torch reach Python as the kinds they stand for, and the interpreter lock is free meanwhile.
 template <class F, class... Extra>
-void bind(py::module_& m, const char* name, F&& f, const Extra&... extra) {
+void expose(py::module_& m, const char* name, F&& f, const Extra&... extra) {
   m.def(name, torch::wrap_pybind_function_no_gil(std::forward<F>(f)), extra...);
 }
 
@@ -59,15 +60,15 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "op_names", [] { return std::vector<std::string>(std::begin(uncomp::kOpNames), std::end(uncomp::kOpNames)); },
       "Names of all operators, in the order of the method.");
-  bind(m, "warmup", &uncomp::warmup_device, py::arg("device_index"),
-       "Does what must happen on a CUDA device before the first graph capture.");
-  bind(m, "take_device_error", &uncomp::take_device_error, py::arg("device_index"),
-       "First violation noted by a kernel since the last call, as one line; empty when there is none. Synchronises.");
+  expose(m, "warmup", &uncomp::warmup_device, py::arg("device_index"),
+         "Does what must happen on a CUDA device before the first graph capture.");
+  expose(m, "take_device_error", &uncomp::take_device_error, py::arg("device_index"),
+         "First violation noted by a kernel since the last call, as one line; empty when there is none. Synchronises.");
 
   // ---- matrix_spectrum
-  bind(m, "matrix_spectrum", &uncomp::matrix_spectrum, py::arg("states"), py::arg("first") = py::none(),
-       py::arg("length") = py::none(), py::arg("top"),
-       R"doc(Largest eigenvalues of the trace-one token covariance of every head, descending.
+  expose(m, "matrix_spectrum", &uncomp::matrix_spectrum, py::arg("states"), py::arg("first") = py::none(),
+         py::arg("length") = py::none(), py::arg("top"),
+         R"doc(Largest eigenvalues of the trace-one token covariance of every head, descending.
 
 Args:
     states: [B, H, S, D] float32, float16 or bfloat16, on CPU also float64; any strides with D contiguous.
@@ -79,9 +80,9 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/matrix_spectrum.h.)doc");
   // ---- matrix_entropy
-  bind(m, "matrix_entropy", &uncomp::matrix_entropy, py::arg("spectrum"), py::arg("top"), py::arg("dim"),
-       py::arg("kind") = "truncated",
-       R"doc(Truncated matrix entropy and effective rank of spectra.
+  expose(m, "matrix_entropy", &uncomp::matrix_entropy, py::arg("spectrum"), py::arg("top"), py::arg("dim"),
+         py::arg("kind") = "truncated",
+         R"doc(Truncated matrix entropy and effective rank of spectra.
 
 Args:
     spectrum: [..., N] float32 or float64, contiguous, eigenvalues descending, shares of the trace.
@@ -100,9 +101,9 @@ Raises:
   // ---- compact_kv
   // ---- append_kv_
   // ---- decode_attention
-  bind(m, "decode_attention", &uncomp::decode_attention, py::arg("query"), py::arg("key_rows"), py::arg("value_rows"),
-       py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
-       R"doc(Attention of one query token over the live slots of its cache rows.
+  expose(m, "decode_attention", &uncomp::decode_attention, py::arg("query"), py::arg("key_rows"), py::arg("value_rows"),
+         py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
+         R"doc(Attention of one query token over the live slots of its cache rows.
 
 Args:
     query: [B, Hq, 1, Dk] float32, float16 or bfloat16, rotated.
@@ -114,12 +115,12 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/decode_attention.h.)doc");
   // ---- decode_evict_
-  bind(m, "decode_evict_", &uncomp::decode_evict_, py::arg("query"), py::arg("key"), py::arg("value"),
-       py::arg("position"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
-       py::arg("slot_position"), py::arg("votes"), py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"),
-       py::kw_only(), py::arg("window"), py::arg("sink"), py::arg("pool"), py::arg("scale"),
-       py::arg("pool_mode") = "max", py::arg("reduce_group") = "mean",
-       R"doc(One step of a constant-length cache: attend over row and new token, vote, give up one slot, overwrite it.
+  expose(m, "decode_evict_", &uncomp::decode_evict_, py::arg("query"), py::arg("key"), py::arg("value"),
+         py::arg("position"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
+         py::arg("slot_position"), py::arg("votes"), py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"),
+         py::kw_only(), py::arg("window"), py::arg("sink"), py::arg("pool"), py::arg("scale"),
+         py::arg("pool_mode") = "max", py::arg("reduce_group") = "mean",
+         R"doc(One step of a constant-length cache: attend over row and new token, vote, give up one slot, overwrite it.
 
 Args:
     query, key, value: [B, Hq, 1, Dk], [B, Hkv, 1, Dk], [B, Hkv, 1, Dv] the new token; position: [B] int32.
@@ -134,8 +135,8 @@ Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/decode_evict.h.)doc");
   // ---- ragged_attention
   // ---- gather_tokens
-  bind(m, "gather_tokens", &uncomp::gather_tokens, py::arg("tensors"), py::arg("index"),
-       R"doc(Gather the tokens of several tensors by one index, in one launch.
+  expose(m, "gather_tokens", &uncomp::gather_tokens, py::arg("tensors"), py::arg("index"),
+         R"doc(Gather the tokens of several tensors by one index, in one launch.
 
 Args:
     tensors: 1 to 8 tensors [B or 1, S, ...], any dtype, contiguous behind the token dimension.
