@@ -27,13 +27,8 @@ from uncomp import _extension  # noqa: E402
 
 def registry() -> dict[str, Path]:
     """Bench file of every operator that has one: kernels/bench_<op>.py, the underscore of in-place names left out."""
-    found = {}
-    for op in _extension.op_names():
-        for name in (op, op.rstrip("_")):
-            path = BENCHMARKS / "kernels" / f"bench_{name}.py"
-            if path.exists():
-                found[op] = path
-    return found
+    paths = {op: BENCHMARKS / "kernels" / f"bench_{op.rstrip('_')}.py" for op in _extension.op_names()}
+    return {op: path for op, path in paths.items() if path.exists()}
 
 
 def load_cases(path: Path) -> list[Case]:

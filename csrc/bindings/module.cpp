@@ -11,6 +11,8 @@
 
 #include "bindings/op_names.h"
 #include "core/constants.h"
+#include "ops/append_kv.h"
+#include "ops/compact_kv.h"
 #include "ops/decode_attention.h"
 #include "ops/decode_evict.h"
 #include "ops/device.h"
@@ -99,7 +101,39 @@ Raises:
   // ---- seed_votes_
   // ---- select_tokens
   // ---- compact_kv
+  bind(m, "compact_kv", &uncomp::compact_kv, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
+       py::arg("source_start"), py::arg("index"), py::arg("index_start"), py::arg("row_start"), py::arg("capacity"),
+       R"doc(Pack chosen tokens of dense K and V, or of another arena, into the rows of a new arena.
+
+Args:
+    key, value: [B, Hkv, S, D] dense, any strides with D contiguous, or [C0, D] arenas.
+    position: [B, S] int32 original positions or None; [C0] of an arena.
+    first: [B] int32, first real token of a dense prompt, or None.
+    source_start: [R + 1] int32 slots of the source arena; None where key is dense.
+    index: [total] int32 tokens to keep, counted from first or from the row's start.
+    index_start: [R + 1] int32, where each row's entries begin.
+    row_start: [R + 1] int32 slots of the new arena.
+    capacity: slots C of the new arena.
+Returns:
+    key_rows [C, Dk], value_rows [C, Dv], slot_position [C] int32, row_len [R] int32.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/compact_kv.h.)doc");
   // ---- append_kv_
+  bind(m, "append_kv_", &uncomp::append_kv_, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
+       py::arg("length"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
+       py::arg("slot_position"),
+       R"doc(Write new tokens into the free slots behind every row and advance row_len.
+
+Args:
+    key, value: [B, Hkv, T, D] new tokens, rotated, any strides with D contiguous.
+    position: [B, T] int32 original positions.
+    first, length: [B] int32, the real tokens among T, or None.
+    row_start: [R + 1] int32 slots.
+    row_len: [R] int32 tokens, advanced.
+    key_rows, value_rows: [C, D], written.
+    slot_position: [C] int32, written.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/append_kv.h.)doc");
   // ---- decode_attention
   expose(m, "decode_attention", &uncomp::decode_attention, py::arg("query"), py::arg("key_rows"), py::arg("value_rows"),
          py::arg("row_start"), py::arg("row_len"), py::arg("scale"),

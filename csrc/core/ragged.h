@@ -43,6 +43,17 @@ struct ValidTokens {
   }
 };
 
+/// Which sequence and which KV head a cache row reads. With more rows than KV heads, neighbours share a head.
+struct RowSources {
+  int32_t rows_per_sequence;  // a multiple of num_kv_heads
+  int32_t num_kv_heads;
+
+  UNCOMP_HD constexpr int32_t sequence(int32_t row) const { return row / rows_per_sequence; }
+  UNCOMP_HD constexpr int32_t kv_head(int32_t row) const {
+    return row % rows_per_sequence / (rows_per_sequence / num_kv_heads);
+  }
+};
+
 /// Strides of a [B, H, S, D] tensor in elements; D is contiguous.
 struct Strides3 {
   int64_t batch;

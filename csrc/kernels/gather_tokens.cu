@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "core/errors.h"
 #include "core/math.h"
+#include "kernels/common/errors.cuh"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 
   const int32_t wanted = params.index[token];
   const bool outside = wanted < -1 || wanted >= params.seq_len;
-  if (outside && lane == 0) atomicCAS(error, 0, static_cast<int32_t>(DeviceError::gather_tokens_index));
+  if (outside && lane == 0) note_error(error, DeviceError::gather_tokens_index);
   const bool zero = outside || wanted < 0;
   const int64_t sequence = token / params.num_wanted;
   const char* from =

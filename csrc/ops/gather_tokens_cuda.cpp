@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "core/lanes.h"
 #include "kernels/gather_tokens.h"
 #include "ops/check.h"
 #include "ops/gather_tokens.h"
@@ -10,15 +11,6 @@
 
 namespace uncomp {
 namespace {
-
-/// Widest power of two up to 16 that divides all of `numbers`.
-int32_t common_lane_bytes(std::initializer_list<int64_t> numbers) {
-  int32_t lane = 16;
-  for (const int64_t n : numbers) {
-    while (n % lane != 0) lane /= 2;
-  }
-  return lane;
-}
 
 std::vector<at::Tensor> gather_tokens_cuda(at::TensorList tensors, const at::Tensor& index) {
   check_gather_tokens(tensors, index);

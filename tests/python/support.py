@@ -28,3 +28,9 @@ def capture_graph(step: Callable):
     with torch.cuda.graph(graph):
         result = step()
     return graph.replay, result
+
+
+def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Equality of dtype, shape and every bit, NaN payloads included."""
+    same = got.dtype == want.dtype and got.shape == want.shape
+    return same and torch.equal(got.cpu().contiguous().view(torch.uint8), want.cpu().contiguous().view(torch.uint8))

@@ -10,16 +10,6 @@
 using namespace uncomp;
 using namespace uncomp::test;
 
-namespace {
-
-std::vector<char> numbered_bytes(size_t count) {
-  std::vector<char> bytes(count);
-  for (size_t i = 0; i < count; ++i) bytes[i] = static_cast<char>(i * 2654435761u >> 13);
-  return bytes;
-}
-
-}  // namespace
-
 TEST_CASE("rows of 1 byte to several pieces arrive bit-equal and nothing else is written", "[gather_tokens]") {
   const int32_t batch = 2, seq_len = 7;
   const std::vector<int32_t> index{6, -1, 0, 3, 3, 1};

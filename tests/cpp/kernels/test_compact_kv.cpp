@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launch itself: rows of all lengths, every access width, guard bands, untouched dead slots, the error word.
+#include "kernels/compact_kv.h"
+
+#include "core/errors.h"
+#include "core/lanes.h"
+#include "kernels/runtime.h"
+#include "support/catch.hpp"
+#include "support/device.hpp"
+
+using namespace uncomp;
+using namespace uncomp::test;
+
+namespace {
+
+constexpr int32_t kBatch = 2, kHeads = 2, kSeqLen = 400;
+
+/// Dense sources, a layout with one spare slot behind each row, and what the slots must hold.
+struct Setup {
+  Setup(std::vector<int32_t> lengths, int32_t key_bytes, int32_t value_bytes)
+      : num_rows(static_cast<int32_t>(lengths.size())), key_bytes(key_bytes), value_bytes(value_bytes) {
+    for (int32_t r = 0; r < num_rows; ++r) {
+      for (int32_t i = 0; i < lengths[r]; ++i) index.push_back((i * 37 + r * 11) % kSeqLen);
+      index_start.push_back(static_cast<int32_t>(index.size()));
+      row_start.push_back(row_start.back() + lengths[r] + 1);
+    }
+    capacity = row_start.back();
+    key = numbered_bytes(size_t{kBatch} * kHeads * kSeqLen * key_bytes, 1);
+    value = numbered_bytes(size_t{kBatch} * kHeads * kSeqLen * value_bytes, 2);
+  }
+
+  int32_t num_rows, key_bytes, value_bytes, capacity = 0;
+  std::vector<int32_t> index, index_start{0}, row_start{0};
+  std::vector<char> key, value;
+};
+
+void check_rows(const Setup& s, const std::vector<char>& got, const std::vector<char>& source, int32_t bytes) {
+  const RowSources sources{s.num_rows / kBatch, kHeads};
+  for (int32_t r = 0; r < s.num_rows; ++r) {
+    const int64_t plane = (sources.sequence(r) * kHeads + sources.kv_head(r)) * int64_t{kSeqLen};
+    const int32_t count = s.index_start[r + 1] - s.index_start[r];
+    for (int32_t i = 0; i <= count; ++i) {
+      for (int32_t b = 0; b < bytes; ++b) {
+        const char have = got[(int64_t{s.row_start[r]} + i) * bytes + b];
+        const char want = i == count ? static_cast<char>(DeviceArray<char>::kPoison)
+                                     : source[(plane + s.index[s.index_start[r] + i]) * bytes + b];
+        if (have != want) FAIL("row " << r << " token " << i << " byte " << b << " of " << bytes);
+      }
+    }
+  }
+}
+
+void run(const Setup& s, int32_t wanted_code) {
+  DeviceArray<char> key(s.key), value(s.value), key_rows(size_t(s.capacity) * s.key_bytes),
+      value_rows(size_t(s.capacity) * s.value_bytes);
+  DeviceArray<int32_t> index(s.index), index_start(s.index_start), row_start(s.row_start), row_len(s.num_rows),
+      slot_position(s.capacity);
+  kernels::CompactKvParams params{};
+  params.key = key.data();
+  params.value = value.data();
+  params.key_stride = {int64_t{kHeads} * kSeqLen * s.key_bytes, int64_t{kSeqLen} * s.key_bytes, s.key_bytes};
+  params.value_stride = {int64_t{kHeads} * kSeqLen * s.value_bytes, int64_t{kSeqLen} * s.value_bytes, s.value_bytes};
+  params.index = index.data();
+  params.index_start = index_start.data();
+  params.rows = {row_start.data(), nullptr, s.capacity, s.num_rows};
+  params.row_len = row_len.data();
+  params.key_rows = key_rows.data();
+  params.value_rows = value_rows.data();
+  params.slot_position = slot_position.data();
+  params.sources = {s.num_rows / kBatch, kHeads};
+  params.seq_len = kSeqLen;
+  params.total = static_cast<int32_t>(s.index.size());
+  params.key_bytes = s.key_bytes;
+  params.value_bytes = s.value_bytes;
+  params.lane_bytes = common_lane_bytes({s.key_bytes, s.value_bytes});
+  cuda_ok(kernels::compact_kv(params, nullptr));
+  int32_t code = 0;
+  cuda_ok(kernels::take_error(&code));
+  REQUIRE(code == wanted_code);
+  if (wanted_code != 0) return;
+  check_rows(s, key_rows.host(), s.key, s.key_bytes);
+  check_rows(s, value_rows.host(), s.value, s.value_bytes);
+  const std::vector<int32_t> lengths = row_len.host(), positions = slot_position.host();
+  for (int32_t r = 0; r < s.num_rows; ++r) {
+    REQUIRE(lengths[r] == s.index_start[r + 1] - s.index_start[r]);
+    for (int32_t i = 0; i < lengths[r]; ++i) {
+      if (positions[s.row_start[r] + i] != s.index[s.index_start[r] + i])
+        FAIL("position of row " << r << " token " << i);
+    }
+  }
+  REQUIRE((key_rows.guards_intact() && value_rows.guards_intact()));
+  REQUIRE((slot_position.guards_intact() && row_len.guards_intact()));
+}
+
+}  // namespace
+
+TEST_CASE("rows of any length and width arrive bit-equal; spare slots keep their poison", "[compact_kv]") {
+  for (const auto& [key_bytes, value_bytes] :
+       {std::pair{2, 2}, {6, 16}, {20, 40}, {160, 192}, {256, 256}, {256, 48}, {512, 1024}, {1040, 16}}) {
+    run(Setup({0, 1, 400, 7, 8, 9, 63, 64}, key_bytes, value_bytes), 0);
+    run(Setup({300, 0, 0, 0}, key_bytes, value_bytes), 0);
+  }
+}
+
+TEST_CASE("many rows, several of them for each KV head", "[compact_kv]") {
+  std::vector<int32_t> lengths(4096);
+  for (size_t r = 0; r < lengths.size(); ++r) lengths[r] = static_cast<int32_t>(r * 7 % 23);
+  run(Setup(lengths, 32, 16), 0);
+}
+
+TEST_CASE("an index outside and a row without room are noted", "[compact_kv]") {
+  Setup outside({3, 3, 3, 3}, 256, 256);
+  outside.index[4] = kSeqLen;
+  run(outside, static_cast<int32_t>(DeviceError::compact_kv_index));
+  Setup full({3, 3, 3, 3}, 256, 256);
+  full.row_start = {0, 4, 6, 12, 16};
+  run(full, static_cast<int32_t>(DeviceError::compact_kv_no_room));
+}
