@@ -45,4 +45,41 @@ struct GramPlan {
   }
 };
 
+/// How the launches of one matrix_spectrum call are cut.
+struct SpectrumPlan {
+  int32_t tile;         // channels after zero fill: 64, 128 or 256
+  int32_t group;        // heads between whose two readings nothing else is read, so that the second hits L2
+  int32_t sum_chunks;   // token ranges of a head in the column sums
+  int32_t gram_chunks;  // token ranges of a head in the Gram matrix
+
+  /// float32 words of the three workspace parts.
+  constexpr int64_t sum_words() const { return int64_t{group} * sum_chunks * tile; }
+  constexpr int64_t partial_words() const { return int64_t{group} * gram_chunks * (tile / 32 + 1) * 16 * tile; }
+  constexpr int64_t gram_words(int64_t matrices) const { return matrices * tile * tile; }
+};
+
+/// `l2_bytes` and `sm_count` describe the device; `matrices` and `seq_len` may be 0.
+constexpr SpectrumPlan spectrum_plan(int64_t matrices, int64_t seq_len, int32_t dim, int32_t element_bytes,
+                                     int32_t sm_count, int64_t l2_bytes) {
+  constexpr int64_t kMostSums = 128;       // summed again by every block of the Gram kernel
+  constexpr int64_t kLongestChunk = 4096;  // tokens in one float32 accumulator
+  constexpr int64_t kMostHeads = 32768;    // a grid's y dimension
+  SpectrumPlan plan{};
+  plan.tile = dim <= 64 ? 64 : (dim <= 128 ? 128 : 256);
+  const int64_t head_bytes = max_of<int64_t>(seq_len * dim * element_bytes, 1);
+  // Data may lie in both halves of a divided L2, so less than half of it counts.
+  const int64_t in_l2 = max_of<int64_t>(l2_bytes * 21 / 50 / head_bytes, 1);
+  const int64_t most = max_of<int64_t>(min_of(min_of(in_l2, matrices), kMostHeads), 1);
+  const int64_t groups = max_of<int64_t>(ceil_div(matrices, most), 1);
+  plan.group = static_cast<int32_t>(max_of<int64_t>(ceil_div(matrices, groups), 1));
+  const int64_t blocks_per_sm = 256 / plan.tile;
+  plan.sum_chunks = static_cast<int32_t>(
+      clamp<int64_t>(ceil_div<int64_t>(4 * sm_count, plan.group), 1,
+                     clamp<int64_t>(ceil_div<int64_t>(seq_len, 64), 1, kMostSums)));
+  const int64_t wanted = max_of<int64_t>(sm_count * blocks_per_sm / plan.group, ceil_div(seq_len, kLongestChunk));
+  plan.gram_chunks =
+      static_cast<int32_t>(clamp<int64_t>(wanted, 1, max_of<int64_t>(ceil_div<int64_t>(seq_len, 128), 1)));
+  return plan;
+}
+
 }  // namespace uncomp

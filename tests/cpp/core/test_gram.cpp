@@ -52,3 +52,30 @@ TEST_CASE("chunks cover all tokens in order, in multiples", "[gram]") {
     }
   }
 }
+
+TEST_CASE("a plan fits its kernels for all sizes", "[gram]") {
+  for (const int64_t matrices : {0, 1, 3, 8, 32, 1000, 100000}) {
+    for (const int64_t seq_len : {0, 1, 64, 129, 4096, 131072}) {
+      for (const int dim : {2, 64, 80, 128, 129, 256}) {
+        const SpectrumPlan plan = spectrum_plan(matrices, seq_len, dim, 2, 132, int64_t{60} << 20);
+        REQUIRE((plan.tile >= dim && plan.tile < max_of(2 * dim, 65)));
+        REQUIRE((plan.group >= 1 && plan.group <= max_of<int64_t>(matrices, 1) && plan.group <= 65535));
+        REQUIRE((plan.sum_chunks >= 1 && plan.sum_chunks <= 128));
+        REQUIRE((plan.gram_chunks >= 1 && plan.gram_chunks <= 1024));
+        REQUIRE(ceil_div<int64_t>(seq_len, plan.gram_chunks) <= 4096);
+      }
+    }
+  }
+}
+
+TEST_CASE("heads of a group fit into L2 together and fill the device", "[gram]") {
+  const SpectrumPlan calibration = spectrum_plan(32, 4096, 128, 2, 132, int64_t{60} << 20);
+  REQUIRE(calibration.group == 16);
+  REQUIRE(calibration.gram_chunks == 16);
+  const SpectrumPlan online = spectrum_plan(32, 32768, 128, 2, 132, int64_t{60} << 20);
+  REQUIRE(online.group == 3);
+  REQUIRE(online.gram_chunks == 88);
+  REQUIRE(spectrum_plan(1, 10, 64, 2, 132, int64_t{60} << 20).partial_words() == 4 * GramPlan<64>::kVectors);
+  REQUIRE(spectrum_plan(1, 10, 128, 2, 132, int64_t{60} << 20).partial_words() == 4 * GramPlan<128>::kVectors);
+  REQUIRE(spectrum_plan(1, 10, 256, 2, 132, int64_t{60} << 20).partial_words() == 4 * GramPlan<256>::kVectors);
+}

@@ -21,15 +21,13 @@ TEST_CASE("equals the definition for every dtype and odd widths", "[matrix_spect
   for (const at::Device device : uncomp::test::devices()) {
     for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
       for (const int64_t dim : {2, 7, 64, 80, 128, 200, 256}) {
-        const at::Tensor states = at::randn({2, 3, 300, dim}).to(device, dtype);
+        const at::Tensor states = at::randn({1, 2, 300, dim}).to(device, dtype);
         const at::Tensor got = uncomp::matrix_spectrum(states, std::nullopt, std::nullopt, dim).cpu();
         REQUIRE(got.scalar_type() == at::kFloat);
         const double tolerance = device.is_cpu() || dtype == at::kFloat ? 1e-6 : 2e-5;
-        for (int64_t b = 0; b < 2; ++b) {
-          for (int64_t h = 0; h < 3; ++h) {
-            const double off = (got[b][h] - by_definition(states[b][h])).abs().max().item<double>();
-            if (!(off < tolerance)) FAIL(device << " " << dtype << " D " << dim << " off by " << off);
-          }
+        for (int64_t h = 0; h < 2; ++h) {
+          const double off = (got[0][h] - by_definition(states[0][h])).abs().max().item<double>();
+          if (!(off < tolerance)) FAIL(device << " " << dtype << " D " << dim << " off by " << off);
         }
       }
     }

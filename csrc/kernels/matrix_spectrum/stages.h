@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launches of matrix_spectrum, one a stage. All read and write workspace in the plan's layout.
+#pragma once
+
+#include "core/gram.h"
+#include "kernels/matrix_spectrum.h"
+
+namespace uncomp::kernels {
+
+/// A run of heads: matrices first .. first + count - 1 of B * H.
+struct HeadGroup {
+  int32_t first, count;
+};
+
+/// sums [count, sum_chunks, tile]: channel sums of every token range, float32.
+cudaError_t column_sums(const MatrixSpectrumParams& params, const SpectrumPlan& plan, HeadGroup group, float* sums,
+                        cudaStream_t stream);
+
+/// partial [count, gram_chunks, ...] in fragment order; gram [B * H, tile, tile], both triangles: 256 * Z^T Z.
+cudaError_t gram_matrices(const MatrixSpectrumParams& params, const SpectrumPlan& plan, HeadGroup group,
+                          const float* sums, float4* partial, float* gram, cudaStream_t stream);
+
+/// The `top` largest eigenvalues of gram / trace.
+cudaError_t eigenvalues(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* gram,
+                        cudaStream_t stream);
+
+}  // namespace uncomp::kernels
