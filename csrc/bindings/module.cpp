@@ -19,6 +19,8 @@
 #include "ops/gather_tokens.h"
 #include "ops/matrix_entropy.h"
 #include "ops/matrix_spectrum.h"
+#include "ops/seed_votes.h"
+#include "ops/window_scores.h"
 
 namespace py = pybind11;
 
@@ -98,7 +100,42 @@ Raises:
   // ---- group_heads
   // ---- allocate_budget
   // ---- window_scores
+  bind(m, "window_scores", &uncomp::window_scores, py::arg("query"), py::arg("key"), py::arg("value") = py::none(),
+       py::arg("first") = py::none(), py::arg("length") = py::none(), py::arg("row_start") = py::none(),
+       py::arg("row_len") = py::none(), py::arg("columns") = 0, py::arg("scale"), py::arg("reduce_window") = "sum",
+       py::arg("reduce_group") = "mean",
+       R"doc(Attention mass that the last W queries put on every key, reduced over the window and the query group.
+
+Args:
+    query: [B, Hq, W, D] the last W queries, rotated.
+    key: [B, Hkv, S, D] dense keys, or [C, D] an arena whose rows lie in position order.
+    value: layout of key; multiplies each score by the norm of the token's value.
+    first, length: [B] int32, real tokens of a dense prompt.
+    row_start, row_len: [R + 1] and [R] int32, rows of an arena.
+    columns: width of the result for an arena, 0 for dense keys.
+    scale: factor of the logits.
+    reduce_window: "sum" or "mean".
+    reduce_group: "mean", "sum", "max", or "none" for one row per query head.
+Returns:
+    scores [R, S or columns] float32 and lse [B, Hq, W] float32 (natural log).
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/window_scores.h.)doc");
   // ---- seed_votes_
+  bind(m, "seed_votes_", &uncomp::seed_votes_, py::arg("query"), py::arg("lse"), py::arg("query_position"),
+       py::arg("key_rows"), py::arg("slot_position"), py::arg("row_start"), py::arg("row_len"), py::arg("votes"),
+       py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"), py::arg("scale"), py::arg("reduce_group") = "mean",
+       R"doc(Fill the vote state of a freshly packed arena from the last Wd prompt queries.
+
+Args:
+    query: [B, Hq, W, D] the last W queries; the newest Wd of them vote.
+    lse: [B, Hq, W] float32 of window_scores.
+    query_position: [B, W] int32 original positions; -1 where a query does not exist.
+    key_rows: [C, D] arena. slot_position: [C] int32. row_start: [R + 1], row_len: [R] int32.
+    votes: [Wd, C] int32, vote_sum: [C] int32, vote_step: [R] int32, order: [C] int32; overwritten.
+    scale: factor of the logits.
+    reduce_group: "mean", "sum" (stored as the mean) or "max".
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/seed_votes.h.)doc");
   // ---- select_tokens
   // ---- compact_kv
   bind(m, "compact_kv", &uncomp::compact_kv, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
