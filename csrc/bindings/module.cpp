@@ -21,6 +21,7 @@
 #include "ops/matrix_spectrum.h"
 #include "ops/seed_votes.h"
 #include "ops/window_scores.h"
+#include "ops/ragged_attention.h"
 
 namespace py = pybind11;
 
@@ -205,6 +206,22 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/decode_evict.h.)doc");
   // ---- ragged_attention
+  bind(m, "ragged_attention", &uncomp::ragged_attention, py::arg("query"), py::arg("key"), py::arg("value"),
+       py::arg("other_out"), py::arg("other_lse"), py::arg("first"), py::arg("length"), py::arg("key_rows"),
+       py::arg("value_rows"), py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
+       R"doc(Attention of several new tokens over all live slots of their rows and, causally, over each other.
+
+Args:
+    query: [B, Hq, T, Dk] float32, float16 or bfloat16, rotated.
+    key, value: [B, Hkv, T, D] the new tokens, attended causally, or None.
+    other_out, other_lse: [B, Hq, T, Dv] and [B, Hq, T] float32, attention over other keys to be joined, or None.
+    first, length: [B] int32, the valid tokens among T, or None for all.
+    key_rows: [C, Dk], value_rows: [C, Dv], row_start: [R + 1] int32, row_len: [R] int32: the past.
+    scale: factor of the logits.
+Returns:
+    out [B, Hq, T, Dv] in the dtype of query, lse [B, Hq, T] float32 (natural log).
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/ragged_attention.h.)doc");
   // ---- gather_tokens
   expose(m, "gather_tokens", &uncomp::gather_tokens, py::arg("tensors"), py::arg("index"),
          R"doc(Gather the tokens of several tensors by one index, in one launch.

@@ -30,7 +30,8 @@ Attended attend(const at::Tensor& query, const at::Tensor& keys, const at::Tenso
 Attended merge(const Attended& a, const Attended& b) {
   const at::Tensor lse = at::logaddexp(a.lse, b.lse), offset = as_offset(lse);
   const auto weighted = [&](const Attended& part) {
-    return part.out.to(at::kFloat) * at::exp(part.lse - offset).unsqueeze(-1);
+    const at::Tensor weight = at::exp(part.lse - offset).unsqueeze(-1);
+    return at::where(weight.eq(0), 0.0, part.out.to(at::kFloat) * weight);  // nothing seen: out may hold anything
   };
   return {weighted(a) + weighted(b), lse};
 }

@@ -13,6 +13,8 @@
 
 #include "core/splits.h"
 #include "kernels/common/mma.cuh"
+#include "kernels/common/softmax.cuh"
+#include "kernels/common/swizzle.cuh"
 #include "kernels/common/types.cuh"
 
 namespace uncomp::kernels {
@@ -21,9 +23,6 @@ inline constexpr int kSliceWarps = 4;
 inline constexpr int kSliceThreads = 32 * kSliceWarps;
 inline constexpr int kWarpSlots = 16;
 static_assert(kSliceWarps * kWarpSlots == kSplitSlots);
-
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
 
 /// Shared memory of one block. Query and ring hold 16-byte chunks XOR-swizzled by their row, so that ldmatrix meets no
 /// bank twice; the padding of `out` does the same for the final store.
@@ -41,11 +40,6 @@ struct alignas(16) SliceShared {
 };
 static_assert(sizeof(SliceShared<__half, 256, 16>) <= 81 * 1024, "two blocks must fit into 163 KiB");
 
-template <class T, int kTile>
-__device__ __forceinline__ int swizzled(int row, int chunk) {
-  return row * kTile + ((chunk ^ (row & 7)) * 8);
-}
-
 /// The group's queries into shared memory; heads and channels beyond the real ones become zero.
 template <class T, int kTile, int kHeads>
 __device__ __forceinline__ void load_query(SliceShared<T, kTile, kHeads>& shared, const T* query, int64_t head_stride,
@@ -53,7 +47,7 @@ __device__ __forceinline__ void load_query(SliceShared<T, kTile, kHeads>& shared
   for (int i = threadIdx.x; i < kHeads * kTile; i += kSliceThreads) {
     const int head = i / kTile, channel = i % kTile;
     const bool live = head < heads && channel < key_dim;
-    shared.query[swizzled<T, kTile>(head, channel / 8) + channel % 8] =
+    shared.query[swizzled<kTile>(head, channel / 8) + channel % 8] =
         live ? query[head * head_stride + channel] : from_float<T>(0.0f);
   }
 }
@@ -63,9 +57,6 @@ __device__ __forceinline__ void load_query(SliceShared<T, kTile, kHeads>& shared
 struct NoScores {
   __device__ __forceinline__ void operator()(int, int, float) const {}
 };
-
-/// A shift for exponents: -inf (nothing seen yet) would give inf - inf.
-__device__ __forceinline__ float finite_or_zero(float top) { return top == -INFINITY ? 0.0f : top; }
 
 /// Attends over slots 0 .. count - 1 of key [.., Dk] and value [.., Dv]. Slots beyond are not read.
 template <class T, int kTile, int kHeads, class OnScore = NoScores>
@@ -91,7 +82,7 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
         const int row = load_row + j * (32 / kChunks);
         const bool live = first + row < count && load_chunk * 8 < dim;
         const T* from = live ? base + static_cast<int64_t>(first + row) * dim + load_chunk * 8 : base;
-        cp_async16(ring + place * kEntry + swizzled<T, kTile>(row, load_chunk), from, live);
+        cp_async16(ring + place * kEntry + swizzled<kTile>(row, load_chunk), from, live);
       }
     }
     cp_async_commit();  // an empty group keeps the count of groups in flight right
@@ -123,12 +114,12 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
 #pragma unroll
     for (int k = 0; k < kTile / 32; ++k) {
       uint32_t a[4], b[4];
-      ldmatrix_x4(a, keys + swizzled<T, kTile>(lane % 16, 4 * k + lane / 16));
+      ldmatrix_x4(a, keys + swizzled<kTile>(lane % 16, 4 * k + lane / 16));
       uint32_t a_odd[4];
-      ldmatrix_x4(a_odd, keys + swizzled<T, kTile>(lane % 16, 4 * k + 2 + lane / 16));
+      ldmatrix_x4(a_odd, keys + swizzled<kTile>(lane % 16, 4 * k + 2 + lane / 16));
 #pragma unroll
       for (int n = 0; n < kNTiles; ++n) {
-        ldmatrix_x4(b, shared.query + swizzled<T, kTile>(8 * n + lane % 8, 4 * k + lane / 8));
+        ldmatrix_x4(b, shared.query + swizzled<kTile>(8 * n + lane % 8, 4 * k + lane / 8));
         const uint32_t even_b[2] = {b[0], b[1]}, odd_b[2] = {b[2], b[3]};
         mma_16x8x16<T>(score[n], a, even_b);
         mma_16x8x16<T>(odd[n], a_odd, odd_b);
@@ -188,7 +179,7 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
 #pragma unroll
     for (int m = 0; m < kTile / 16; ++m) {
       uint32_t a[4];
-      ldmatrix_x4_trans(a, values + swizzled<T, kTile>(lane / 16 * 8 + lane % 8, 2 * m + lane / 8 % 2));
+      ldmatrix_x4_trans(a, values + swizzled<kTile>(lane / 16 * 8 + lane % 8, 2 * m + lane / 8 % 2));
 #pragma unroll
       for (int n = 0; n < kNTiles; ++n) mma_16x8x16<T>(out[m][n], a, weight[n]);
     }
@@ -239,13 +230,5 @@ __device__ __forceinline__ HeadState merge_warps(const Shared& shared, int head,
   }
   return state;
 }
-
-/// Natural log-sum-exp; -inf where nothing was seen.
-__device__ __forceinline__ float log_sum_exp(float top, float sum) {
-  return sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
-}
-
-/// The weighted mean; 0 where nothing was seen.
-__device__ __forceinline__ float normalised(float out, float sum) { return sum == 0.0f ? 0.0f : out / sum; }
 
 }  // namespace uncomp::kernels

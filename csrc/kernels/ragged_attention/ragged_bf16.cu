@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// ragged_attention for bf16 rows.
+#include "kernels/ragged_attention/tiles.cuh"
+
+namespace uncomp::kernels {
+
+cudaError_t launch_ragged_bf16(const RaggedAttentionParams& params, const RaggedWorkspace& work, cudaStream_t stream) {
+  return launch_ragged_half<__nv_bfloat16>(params, work, stream);
+}
+
+}  // namespace uncomp::kernels
