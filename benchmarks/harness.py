@@ -105,19 +105,27 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def affordable_sets(wanted: int, call_ms: float, plan: Plan) -> int:
+    """Fewer sets where one pass over all of them would eat the time: so slow a call does not depend on the cache."""
+    return min(wanted, max(int(plan.seconds * 1e3 / plan.least_groups / max(call_ms, 1e-6)), 1))
+
+
 def time_entry(make: Callable[[int], Run], bytes_of_call: int, plan: Plan) -> Timing:
     """Builds the input sets and times a call over them; an exception becomes `Timing.error`."""
-    torch.cuda.empty_cache()
     try:
-        return _time_sets(_build_sets(make, bytes_of_call), plan)
+        torch.cuda.empty_cache()
+        return _time_sets(_build_sets(make, bytes_of_call, plan), plan)
     except Exception as error:
         text = first_line(error)
-    gc.collect()  # the frames of the traceback held tensors
-    _forget_capture()
+    try:
+        gc.collect()  # the frames of the traceback held tensors
+        _forget_capture()
+    except Exception as error:
+        text += f"; then {first_line(error)}"
     return Timing(error=text)
 
 
-def _build_sets(make: Callable[[int], Run], bytes_of_call: int) -> list[Run]:
+def _build_sets(make: Callable[[int], Run], bytes_of_call: int, plan: Plan) -> list[Run]:
     device = torch.cuda.current_device()
     wanted = wanted_sets(bytes_of_call, torch.cuda.get_device_properties(device).L2_cache_size)
     free, _ = torch.cuda.mem_get_info(device)
@@ -130,8 +138,8 @@ def _build_sets(make: Callable[[int], Run], bytes_of_call: int) -> list[Run]:
     of_work = torch.cuda.max_memory_allocated(device) - before
     del kept
     room = int((MEMORY_SHARE * free - of_work) / of_one)
-    sets += [make(i) for i in range(1, max(min(wanted, room), 1))]
-    return sets
+    count = affordable_sets(min(wanted, room), _elapsed_ms(sets[0]), plan)
+    return sets + [make(i) for i in range(1, count)]
 
 
 def _time_sets(sets: list[Run], plan: Plan) -> Timing:
@@ -184,11 +192,12 @@ def _capture(sets: list[Run]) -> tuple[Run, bool]:
     torch.cuda.synchronize()
     if _synchronises(sets[0]):
         return run_all, True
-    graph = torch.cuda.CUDAGraph()
+    graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
             results = run_all()
     except Exception:
+        torch.cuda.set_stream(outside)  # a capture that breaks off leaves its own stream current
         _forget_capture()
         run_all()  # an exception that has nothing to do with capture is raised again here
         return run_all, True

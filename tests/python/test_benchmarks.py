@@ -48,6 +48,11 @@ def test_sets_exceed_the_cache(moved, want):
     assert harness.wanted_sets(moved, 60 << 20) == want
 
 
+@pytest.mark.parametrize(("call_ms", "want"), [(0.003, 64), (10, 16), (90, 1), (5000, 1)])
+def test_slow_calls_get_fewer_sets(call_ms, want):
+    assert harness.affordable_sets(64, call_ms, harness.Plan()) == want
+
+
 @pytest.mark.parametrize(
     ("replay_ms", "want"), [(0.1, (5, 20)), (5, (5, 20)), (10, (2, 20)), (100, (1, 5)), (2000, (1, 3))]
 )
