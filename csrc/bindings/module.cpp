@@ -11,17 +11,20 @@
 
 #include "bindings/op_names.h"
 #include "core/constants.h"
+#include "ops/allocate_budget.h"
 #include "ops/append_kv.h"
 #include "ops/compact_kv.h"
 #include "ops/decode_attention.h"
 #include "ops/decode_evict.h"
 #include "ops/device.h"
 #include "ops/gather_tokens.h"
+#include "ops/group_heads.h"
 #include "ops/matrix_entropy.h"
 #include "ops/matrix_spectrum.h"
-#include "ops/seed_votes.h"
-#include "ops/window_scores.h"
 #include "ops/ragged_attention.h"
+#include "ops/seed_votes.h"
+#include "ops/select_tokens.h"
+#include "ops/window_scores.h"
 
 namespace py = pybind11;
 
@@ -41,10 +44,17 @@ py::dict build_info() {
 
 std::map<std::string, int> limits() {
   return {
-      {"max_head_dim", uncomp::kMaxHeadDim},         {"head_dim_multiple", uncomp::kHeadDimMultiple},
-      {"max_group_size", uncomp::kMaxGroupSize},     {"max_window", uncomp::kMaxWindow},
-      {"max_vote_window", uncomp::kMaxVoteWindow},   {"max_pool", uncomp::kMaxPool},
-      {"max_spectrum_dim", uncomp::kMaxSpectrumDim}, {"max_gather_tensors", uncomp::kMaxGatherTensors},
+      {"max_head_dim", uncomp::kMaxHeadDim},
+      {"head_dim_multiple", uncomp::kHeadDimMultiple},
+      {"max_group_size", uncomp::kMaxGroupSize},
+      {"max_window", uncomp::kMaxWindow},
+      {"max_vote_window", uncomp::kMaxVoteWindow},
+      {"max_pool", uncomp::kMaxPool},
+      {"max_spectrum_dim", uncomp::kMaxSpectrumDim},
+      {"max_gather_tensors", uncomp::kMaxGatherTensors},
+      {"max_budget_rows", uncomp::kMaxBudgetRows},
+      {"max_budget_weight", uncomp::kMaxBudgetWeight},
+      {"max_select_columns", uncomp::kMaxSelectColumns},
   };
 }
 
@@ -99,7 +109,35 @@ Returns:
 Raises:
     TypeError, ValueError: see csrc/ops/matrix_entropy.h.)doc");
   // ---- group_heads
+  expose(m, "group_heads", &uncomp::group_heads, py::arg("entropy"), py::arg("num_groups"),
+         py::arg("order") = "ascending",
+         R"doc(Rank rows by entropy and cut the ranking into groups of fixed sizes.
+
+Args:
+    entropy: [N, H] float32, one ranking per N; ties to the lower row, NaN last.
+    num_groups: 1 to H.
+    order: "ascending" (group 0 = lowest entropy) or "reverse" (group ids turned round).
+Returns:
+    group [N, H] int32 and rank [N, H] int32.
+Raises:
+    TypeError, ValueError: see csrc/ops/group_heads.h.)doc");
+
   // ---- allocate_budget
+  expose(m, "allocate_budget", &uncomp::allocate_budget, py::arg("group"), py::arg("weight"), py::arg("length"),
+         py::arg("total"), py::arg("floor"),
+         R"doc(Token limit of every row; the limits of a sequence sum to its total exactly.
+
+Args:
+    group: [N, H] int32, group of each row.
+    weight: [G] or [N, G] int32, positive weight of each group.
+    length: [N] int32, tokens of the sequence that reach the layer.
+    total: [N] int32, tokens that the rows of the sequence share.
+    floor: tokens that every row keeps in any case (window and sinks).
+Returns:
+    [N, H] int32 limits.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/allocate_budget.h.)doc");
+
   // ---- window_scores
   bind(m, "window_scores", &uncomp::window_scores, py::arg("query"), py::arg("key"), py::arg("value") = py::none(),
        py::arg("first") = py::none(), py::arg("length") = py::none(), py::arg("row_start") = py::none(),
@@ -138,6 +176,22 @@ Args:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/seed_votes.h.)doc");
   // ---- select_tokens
+  expose(m, "select_tokens", &uncomp::select_tokens, py::arg("scores"), py::arg("length"), py::arg("keep_len"),
+         py::arg("total_keep"), py::arg("sink"), py::arg("window"), py::arg("pool") = 1, py::arg("pool_mode") = "max",
+         R"doc(Choose, for every row, the tokens that stay: sinks, window, and the best pooled scores.
+
+Args:
+    scores: [R, S] float32, larger means keep; NaN is the smallest.
+    length: [R] int32, tokens of the row.
+    keep_len: [R] int32, tokens to keep, clamped to [min(sink + window, n), n].
+    total_keep: sum of the clamped keep_len; sizes the result.
+    sink, window: first and last tokens that stay in any case.
+    pool, pool_mode: odd width, "max" or "avg".
+Returns:
+    index [total_keep] int32, ascending inside a row, and row_start [R + 1] int32.
+Raises:
+    TypeError, ValueError, NotImplementedError: see csrc/ops/select_tokens.h.)doc");
+
   // ---- compact_kv
   bind(m, "compact_kv", &uncomp::compact_kv, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
        py::arg("source_start"), py::arg("index"), py::arg("index_start"), py::arg("row_start"), py::arg("capacity"),

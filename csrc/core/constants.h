@@ -22,6 +22,12 @@ inline constexpr int kMaxVoteWindow = 64;
 inline constexpr int kMaxPool = 129;
 /// Most channels of a matrix whose spectrum the CUDA kernel computes; the CPU body has no limit.
 inline constexpr int kMaxSpectrumDim = 256;
+/// Most rows, and most groups, that share one budget: a whole model's rows of one sequence.
+inline constexpr int kMaxBudgetRows = 16384;
+/// Largest weight of a group in a budget.
+inline constexpr int kMaxBudgetWeight = 1 << 20;
+/// Most columns of a row of scores that tokens are selected from.
+inline constexpr int kMaxSelectColumns = 1 << 30;
 /// Most tensors that one gather_tokens call moves.
 inline constexpr int kMaxGatherTensors = 8;
 

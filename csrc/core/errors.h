@@ -13,6 +13,8 @@ enum class DeviceError : int32_t {
   gather_tokens_index = 2,
   compact_kv_index = 3,
   compact_kv_no_room = 4,
+  allocate_budget_input = 20,
+  allocate_budget_total = 21,
 };
 
 /// One line for a code: operator, argument, wanted.
@@ -29,6 +31,12 @@ constexpr const char* device_error_text(DeviceError code) {
              "zero";
     case DeviceError::compact_kv_no_room:
       return "uncomp::compact_kv: kept tokens must fit into the row; a row had too few slots and was cut";
+    case DeviceError::allocate_budget_input:
+      return "uncomp::allocate_budget: group must lie in [0, G), weight in [1, 2^20], length and total in [0, 2^31); a "
+             "value was outside and was clamped";
+    case DeviceError::allocate_budget_total:
+      return "uncomp::allocate_budget: total must be at least rows * floor; a sequence had less and its rows got the "
+             "floor each";
   }
   return "unknown device error";
 }

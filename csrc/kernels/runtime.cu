@@ -4,6 +4,7 @@
 
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 namespace uncomp::kernels {
@@ -58,6 +59,39 @@ cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (err == cudaSuccess) have = bytes;
   return err;
+}
+
+cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits) {
+  static std::map<std::tuple<const void*, int, int32_t, int32_t, size_t>, bool> known;
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  const auto [entry, fresh] = known.try_emplace({kernel, device, blocks, threads, shared_bytes}, false);
+  if (fresh) {
+    cudaFuncAttributes attributes{};
+    if (const cudaError_t err = cudaFuncGetAttributes(&attributes, kernel); err != cudaSuccess) return err;
+    // Code for sm_80, also when it is compiled from PTX for a newer device, knows no clusters.
+    if (attributes.ptxVersion >= 90) {
+      cudaLaunchAttribute cluster{};
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(blocks));
+      config.blockDim = dim3(static_cast<unsigned>(threads));
+      config.dynamicSmemBytes = shared_bytes;
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+      int clusters = 0;
+      // A refusal means "does not fit"; it must not stay behind as the last error.
+      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+        (void)cudaGetLastError();
+        clusters = 0;
+      }
+      entry->second = clusters > 0;
+    }
+  }
+  *fits = entry->second;
+  return cudaSuccess;
 }
 
 cudaError_t error_word(int32_t** word) {

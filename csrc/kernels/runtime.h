@@ -22,6 +22,10 @@ cudaError_t device_info(DeviceInfo* info);
 /// Lets `kernel` use `bytes` of dynamic shared memory on the current device; remembers what was granted.
 cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
 
+/// Whether the current device can hold a cluster of `blocks` blocks of `kernel`: code compiled for sm_90 or later, and
+/// room for one such cluster. Remembers the answer. Call `allow_shared_memory` first.
+cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits);
+
 /// The current device's error word: int32, 0 while all is well. Allocated on first use, which must not fall into
 /// a stream capture; `warmup` makes sure.
 cudaError_t error_word(int32_t** word);

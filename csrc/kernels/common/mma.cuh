@@ -20,6 +20,11 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, boo
                : "memory");
 }
 
+/// 4 bytes from global to shared memory, for data without 16-byte borders.
+__device__ __forceinline__ void cp_async4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
 /// Waits until at most N groups are still in flight.

@@ -39,4 +39,23 @@ __device__ __forceinline__ T block_sum(T x, T* scratch) {
   return total;
 }
 
+/// Sum over the threads before this one, in thread order; `total` gets the sum over the block. `scratch` holds one T
+/// per warp; the block must be whole warps. Barriers inside: call under block-uniform conditions.
+template <class T>
+__device__ __forceinline__ T block_exclusive_sum(T x, T* scratch, T* total) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  T upto = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset <<= 1) {
+    const T other = __shfl_up_sync(kFullWarp, upto, offset);
+    if (lane >= offset) upto += other;
+  }
+  __syncthreads();
+  if (lane == 31) scratch[warp] = upto;
+  __syncthreads();
+  const T of_warp = lane < warps ? scratch[lane] : T(0);
+  *total = warp_sum(of_warp);
+  return warp_sum(lane < warp ? of_warp : T(0)) + upto - x;
+}
+
 }  // namespace uncomp::kernels

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launch itself against a stable sort on the host: one block, clusters, keys in the workspace, row_start alone.
+#include "kernels/select_tokens.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "core/select_keys.h"
+#include "support/catch.hpp"
+#include "support/device.hpp"
+
+using namespace uncomp;
+using namespace uncomp::test;
+
+namespace {
+
+struct Case {
+  int32_t rows, columns, stride, sink, window, pool;
+  Pool mode;
+  int kind;     // of scores
+  int32_t cut;  // entries that total_keep is below (positive) or above (negative) the sum
+};
+
+std::vector<float> make_scores(const Case& c, std::mt19937& random) {
+  std::vector<float> scores(static_cast<size_t>(c.rows) * c.stride);
+  for (float& x : scores) {
+    const uint32_t bits = random();
+    switch (c.kind) {
+      case 0:
+        x = static_cast<float>(bits) * 0x1p-32f;
+        break;
+      case 1:
+        x = std::bit_cast<float>(bits);  // every float there is: NaN, infinite, denormal
+        break;
+      case 2:
+        x = bits % 100 == 0 ? static_cast<float>(bits) * 0x1p-32f : 0.5f;
+        break;
+      default:
+        x = 1.0f;
+    }
+  }
+  return scores;
+}
+
+void check(const Case& c) {
+  std::mt19937 random(static_cast<uint32_t>(c.rows * 31 + c.columns + c.kind));
+  const std::vector<float> scores = make_scores(c, random);
+  std::vector<int32_t> length(c.rows), keep(c.rows), want, start{0};
+  for (int32_t r = 0; r < c.rows; ++r) {
+    length[r] = r == 0 ? c.columns : static_cast<int32_t>(random() % (c.columns + 1));
+    keep[r] = r % 7 == 6 ? c.columns : length[r] / (1 + static_cast<int32_t>(random() % 30));
+    const SelectRow row = select_row(length[r], keep[r], c.columns, c.sink, c.window);
+    const float* x = &scores[static_cast<size_t>(r) * c.stride];
+    const int32_t end = row.tokens - row.tail;
+    std::vector<uint32_t> key(end);
+    const auto load = [&](int32_t j) { return x[j]; };
+    for (int32_t j = row.head; j < end; ++j) key[j] = pooled_key(load, j, c.pool / 2, end, c.mode);
+    std::vector<int32_t> order(end - row.head);
+    std::iota(order.begin(), order.end(), row.head);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key[a] > key[b]; });
+    std::vector<int32_t> kept(order.begin(), order.begin() + row.need);
+    for (int32_t j = 0; j < row.head; ++j) kept.push_back(j);
+    for (int32_t j = end; j < row.tokens; ++j) kept.push_back(j);
+    std::sort(kept.begin(), kept.end());
+    want.insert(want.end(), kept.begin(), kept.end());
+    start.push_back(static_cast<int32_t>(want.size()));
+  }
+  const int32_t total = static_cast<int32_t>(want.size()) - c.cut;
+  want.resize(total, -1);
+  for (int32_t& s : start) s = std::min(s, total);
+
+  DeviceArray<float> d_scores(scores);
+  DeviceArray<int32_t> d_length(length), d_keep(keep), index(total), row_start(c.rows + 1);
+  const kernels::SelectTokensParams params{
+      d_scores.data(), d_length.data(), d_keep.data(), index.data(), row_start.data(), c.stride, c.rows,
+      c.columns,       total,           c.sink,        c.window,     c.pool,           c.mode};
+  int64_t bytes = 0;
+  cuda_ok(kernels::select_tokens_workspace_bytes(params, &bytes));
+  DeviceArray<unsigned char> workspace(static_cast<size_t>(bytes));
+  for (int launch = 0; launch < 2; ++launch) {
+    cuda_ok(kernels::select_tokens(params, workspace.data(), nullptr));
+    const std::vector<int32_t> got = index.host(), got_start = row_start.host();
+    if (got_start != start) FAIL("row_start of " << c.rows << " x " << c.columns << " kind " << c.kind);
+    if (got != want) FAIL("index of " << c.rows << " x " << c.columns << " kind " << c.kind << " pool " << c.pool);
+  }
+  REQUIRE(index.guards_intact());
+  REQUIRE(row_start.guards_intact());
+  REQUIRE(workspace.guards_intact());
+}
+
+}  // namespace
+
+TEST_CASE("equals a stable sort for every launch shape and kind of scores", "[select_tokens]") {
+  for (int kind = 0; kind < 4; ++kind) {
+    for (const int32_t pool : {1, 7, 129}) {
+      const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
+      for (const int32_t columns : {1, 31, 127, 128, 513, 1024, 4099}) {
+        check({9, columns, columns + 3, 2, 8, pool, mode, kind, 0});
+      }
+      check({8, 8192, 8192, 0, 8, pool, mode, kind, 0});      // clusters of 8, one tile a block
+      check({8, 32768, 32771, 4, 32, pool, mode, kind, 0});   // clusters of 8
+      check({30, 20000, 20000, 0, 0, pool, mode, kind, 0});   // clusters of 4
+      check({60, 5001, 5001, 1, 1, pool, mode, kind, 0});     // clusters of 2
+      check({150, 3000, 3000, 4, 8, pool, mode, kind, 0});    // one block a row
+      check({300, 700, 700, 4, 8, pool, mode, kind, 0});      // row_start in its own launch
+      check({1, 500000, 500000, 4, 8, pool, mode, kind, 0});  // a cluster with keys in the workspace
+      check({140, 60000, 60000, 4, 8, pool, mode, kind, 0});  // blocks with keys in the workspace
+    }
+  }
+}
+
+TEST_CASE("a total below the sum cuts the last rows, one above it leaves a tail of -1", "[select_tokens]") {
+  for (const int32_t cut : {-5000, -1, 1, 17, 900}) {
+    check({8, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
+    check({20, 1500, 1500, 4, 32, 7, Pool::max, 2, cut});
+    check({600, 300, 300, 4, 8, 7, Pool::max, 0, cut});
+  }
+}
+
+TEST_CASE("no row and no column still write row_start", "[select_tokens]") {
+  DeviceArray<int32_t> none(size_t{0}), zeros(std::vector<int32_t>{0, 5}), start(3);
+  DeviceArray<float> scores(size_t{0});
+  kernels::SelectTokensParams params{
+      scores.data(), zeros.data(), zeros.data(), none.data(), start.data(), 0, 0, 0, 0, 0, 0, 1, Pool::max};
+  cuda_ok(kernels::select_tokens(params, nullptr, nullptr));
+  REQUIRE(start.host()[0] == 0);
+  params.num_rows = 2;
+  cuda_ok(kernels::select_tokens(params, nullptr, nullptr));
+  REQUIRE(start.host() == std::vector<int32_t>{0, 0, 0});
+  REQUIRE(start.guards_intact());
+}
