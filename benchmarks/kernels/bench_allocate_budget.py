@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""allocate_budget: one layer's rows, a batch of them, and the rows of a whole model."""
+
+import torch
+from harness import Case
+
+from uncomp import ops
+
+
+def case(count, rows, num_groups, mean, length):
+    def tensors(i):
+        generator = torch.Generator("cuda").manual_seed(i)
+        options = {"device": "cuda", "dtype": torch.int32}
+        group = torch.randint(0, num_groups, (count, rows), generator=generator, **options)
+        weight = torch.arange(num_groups, **options) * 4 + num_groups - 1
+        return group, weight, torch.full((count,), length, **options), torch.full((count,), rows * mean, **options)
+
+    def ours(i):
+        args = tensors(i)
+        return lambda: ops.allocate_budget(*args, 8)
+
+    def eager(i):
+        # One round of sharing in float64 with the same rounding; freezing at the bounds would cost more rounds.
+        group, weight, length, total = tensors(i)
+
+        def run():
+            weights = weight[group.long()].double()
+            share = weights * (total / weights.sum(1)).unsqueeze(1)
+            share = torch.minimum(share.clamp_min(8), length.unsqueeze(1).double())
+            limit = share.floor()
+            missing = total - limit.sum(1)
+            rank = (limit - share).argsort(1, stable=True).argsort(1)
+            return (limit + (rank < missing.unsqueeze(1))).int()
+
+        return run
+
+    moved = count * (rows * (4 + 4) + 8) + 4 * num_groups
+    return Case(
+        "allocate_budget", f"{count}x{rows} rows, {num_groups} groups", "int32", moved, ours, {"torch eager": eager}
+    )
+
+
+def cases() -> list[Case]:
+    return [
+        case(1, 32, 2, 384, 32768),
+        case(1, 32, 8, 384, 600),
+        case(256, 8, 2, 384, 4096),
+        case(1, 1024, 32, 384, 600),
+    ]
