@@ -84,18 +84,30 @@ UNCOMP_HD constexpr RowSlices row_slices(int32_t len, int32_t most, int32_t tile
 /// step do the same whatever the lengths are.
 struct EvictPlan {
   int32_t most_slices;  // P, blocks that share the attention of a row, at most
+  int32_t least_tiles;  // of a slice: an even share of the whole arena
   int32_t vote_slices;  // blocks that share the votes of a row; 1: the block that evicts does them
 };
 
-inline constexpr int32_t kMostSlices = 64;
+inline constexpr int32_t kMostSlices = 128;
+/// Slots of one tile: what a block of four warps takes at a time.
+inline constexpr int32_t kEvictTile = 64;
 
-/// `blocks_in_flight` blocks fill the device; rows have `capacity` / `num_rows` slots on average.
+/// `blocks_in_flight` blocks fill the device. A row may be cut four times finer than an even share of rows asks for,
+/// so that a row much longer than the others does not wait for few blocks.
 UNCOMP_HD constexpr EvictPlan evict_plan(int32_t num_rows, int64_t capacity, int32_t blocks_in_flight) {
-  const int32_t share = clamp<int32_t>(num_rows > 0 ? blocks_in_flight / num_rows : 1, 1, kMostSlices);
-  const int64_t mean = num_rows > 0 ? capacity / num_rows : 0;
+  if (num_rows <= 0) return {1, 1, 1};
+  const int64_t mean = capacity / num_rows, most = int64_t{4} * blocks_in_flight / num_rows;
+  const int64_t tiles = ceil_div<int64_t>(capacity, kEvictTile);
   // Votes of a short row are done sooner than another launch begins.
-  const int64_t vote_slices = mean <= 8192 ? 1 : clamp<int64_t>(mean / 4096, 1, share);
-  return {share, static_cast<int32_t>(vote_slices)};
+  const int64_t vote_slices = mean <= 8192 ? 1 : clamp<int64_t>(mean / 4096, 1, blocks_in_flight / num_rows);
+  return {static_cast<int32_t>(clamp<int64_t>(most, 1, kMostSlices)),
+          static_cast<int32_t>(max_of<int64_t>(ceil_div<int64_t>(tiles, blocks_in_flight), 1)),
+          static_cast<int32_t>(clamp<int64_t>(vote_slices, 1, kMostSlices))};
+}
+
+/// The slices into which the attention of a row of `len` tokens is cut.
+UNCOMP_HD constexpr RowSlices attend_slices(int32_t len, const EvictPlan& plan) {
+  return row_slices(len, plan.most_slices, kEvictTile, plan.least_tiles);
 }
 
 }  // namespace uncomp

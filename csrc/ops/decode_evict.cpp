@@ -4,6 +4,7 @@
 
 #include <torch/library.h>
 
+#include "ops/arena.h"
 #include "ops/call.h"
 #include "ops/check.h"
 
@@ -19,16 +20,6 @@ void check_new(const char* name, const at::Tensor& t, at::IntArrayRef wanted, co
   check_device(kOp, name, t, "query", query);
   check_shape(kOp, name, t, wanted, shape);
   check_last_contiguous(kOp, name, t);
-  check_aligned(kOp, name, t);
-}
-
-/// An arena of K or V: [C, dim].
-void check_rows(const char* name, const at::Tensor& t, at::IntArrayRef wanted, const char* shape,
-                const at::Tensor& query) {
-  check_same_dtype(kOp, name, t, "query", query);
-  check_device(kOp, name, t, "query", query);
-  check_shape(kOp, name, t, wanted, shape);
-  check_contiguous(kOp, name, t);
   check_aligned(kOp, name, t);
 }
 
@@ -51,12 +42,9 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   check_rank(kOp, "query", query, 4, "[B, Hq, 1, Dk]");
   check_rank(kOp, "key", call.key, 4, "[B, Hkv, 1, Dk]");
   check_rank(kOp, "value", call.value, 4, "[B, Hkv, 1, Dv]");
-  check_rank(kOp, "key_rows", call.key_rows, 2, "[C, Dk]");
   check_rank(kOp, "votes", call.votes, 2, "[Wd, C]");
-  check_rank(kOp, "row_len", call.row_len, 1, "[R]");
   const int64_t batch = query.size(0), num_q_heads = query.size(1), key_dim = query.size(3);
-  const int64_t num_kv_heads = call.key.size(1), value_dim = call.value.size(3);
-  const int64_t num_rows = call.row_len.size(0), capacity = call.key_rows.size(0), vote_window = call.votes.size(0);
+  const int64_t num_kv_heads = call.key.size(1), value_dim = call.value.size(3), vote_window = call.votes.size(0);
   UNCOMP_CHECK_VALUE(kOp, query.size(2) == 1, "query must hold one token, [B, Hq, 1, Dk]; got ", query.sizes());
   check_last_contiguous(kOp, "query", query);
   check_aligned(kOp, "query", query);
@@ -64,29 +52,22 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   check_head_dim(kOp, "value", value_dim);
   check_new("key", call.key, {batch, num_kv_heads, 1, key_dim}, "[B, Hkv, 1, Dk]", query);
   check_new("value", call.value, {batch, num_kv_heads, 1, value_dim}, "[B, Hkv, 1, Dv]", query);
-  check_rows("key_rows", call.key_rows, {capacity, key_dim}, "[C, Dk]", query);
-  check_rows("value_rows", call.value_rows, {capacity, value_dim}, "[C, Dv]", query);
+
+  const int32_t num_rows = check_arena(kOp, call.key_rows, call.value_rows, call.row_start, call.row_len, query);
+  const int64_t capacity = call.key_rows.size(0);
+  check_shape(kOp, "key_rows", call.key_rows, {capacity, key_dim}, "[C, Dk]");
+  check_shape(kOp, "value_rows", call.value_rows, {capacity, value_dim}, "[C, Dv]");
   check_int32(kOp, "position", call.position, {batch}, "[B]", "query", query);
-  check_int32(kOp, "row_start", call.row_start, {num_rows + 1}, "[R + 1]", "query", query);
-  check_int32(kOp, "row_len", call.row_len, {num_rows}, "[R]", "query", query);
   check_int32(kOp, "slot_position", call.slot_position, {capacity}, "[C]", "query", query);
   check_int32(kOp, "votes", call.votes, {vote_window, capacity}, "[Wd, C]", "query", query);
   check_int32(kOp, "vote_sum", call.vote_sum, {capacity}, "[C]", "query", query);
   check_int32(kOp, "vote_step", call.vote_step, {num_rows}, "[R]", "query", query);
   check_int32(kOp, "order", call.order, {capacity}, "[C]", "query", query);
 
-  const int64_t rows = batch > 0 ? num_rows / batch : 0;
-  UNCOMP_CHECK_VALUE(kOp, batch > 0 ? rows >= 1 && num_rows % batch == 0 : num_rows == 0,
-                     "row_len must hold a whole number of rows for each of ", batch, " sequences; got ", num_rows);
-  const int64_t group_size = rows > 0 ? num_q_heads / rows : 1;
-  if (rows > 0) {
-    UNCOMP_CHECK_VALUE(kOp, num_kv_heads >= 1 && rows % num_kv_heads == 0, "rows of a sequence (", rows,
-                       ") must be a multiple of the KV heads of key; got ", num_kv_heads);
-    UNCOMP_CHECK_VALUE(kOp, group_size >= 1 && num_q_heads % rows == 0,
-                       "query must have a multiple of the rows of a sequence (", rows, ") as heads; got ", num_q_heads);
-    UNCOMP_CHECK_LIMIT(kOp, group_size <= kMaxGroupSize, "query must have at most ", kMaxGroupSize,
-                       " heads a row; got ", group_size);
-  }
+  const HeadLayout layout = check_head_layout(kOp, batch, num_q_heads, num_rows);
+  UNCOMP_CHECK_VALUE(kOp, num_rows == 0 || (num_kv_heads >= 1 && layout.rows_per_sequence % num_kv_heads == 0),
+                     "key must have a number of heads that divides the ", layout.rows_per_sequence,
+                     " rows of a sequence; got ", num_kv_heads);
   UNCOMP_CHECK_VALUE(kOp, vote_window >= 1, "votes must have at least one ring row; got ", vote_window);
   UNCOMP_CHECK_LIMIT(kOp, vote_window <= kMaxVoteWindow, "votes must have at most ", kMaxVoteWindow, " ring rows; got ",
                      vote_window);
@@ -94,16 +75,14 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   UNCOMP_CHECK_VALUE(kOp, call.sink >= 0, "sink must not be negative; got ", call.sink);
   check_pool_width(kOp, call.pool);
   check_finite_scale(kOp, call.scale);
-  return {check_int32_size(kOp, "sequences", batch),
-          check_int32_size(kOp, "query heads", num_q_heads),
-          check_int32_size(kOp, "KV heads", num_kv_heads),
-          check_int32_size(kOp, "rows", num_rows),
-          static_cast<int32_t>(rows),
-          static_cast<int32_t>(group_size),
+  return {num_rows,
+          layout.rows_per_sequence,
+          static_cast<int32_t>(num_kv_heads),
+          layout.group_size,
           static_cast<int32_t>(key_dim),
           static_cast<int32_t>(value_dim),
           static_cast<int32_t>(vote_window),
-          check_int32_size(kOp, "slots", capacity),
+          capacity,
           check_int32_size(kOp, "window", call.window),
           check_int32_size(kOp, "sink", call.sink),
           static_cast<int32_t>(call.pool),

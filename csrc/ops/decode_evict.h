@@ -71,8 +71,9 @@ struct DecodeEvictCall {
 
 /// Sizes and options of a checked call.
 struct DecodeEvictSizes {
-  int32_t batch, num_q_heads, num_kv_heads, num_rows;
-  int32_t rows;        // of one sequence
+  int32_t num_rows;
+  int32_t rows;  // of one sequence
+  int32_t num_kv_heads;
   int32_t group_size;  // query heads of a row
   int32_t key_dim, value_dim, vote_window;
   int64_t capacity;  // slots

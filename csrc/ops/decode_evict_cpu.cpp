@@ -14,7 +14,7 @@
 #include "core/eviction.h"
 #include "core/ragged.h"
 #include "core/votes.h"
-#include "ops/check.h"
+#include "ops/arena.h"
 #include "ops/decode_evict.h"
 
 namespace uncomp {
@@ -28,19 +28,15 @@ struct State {
   int32_t *row_len, *slot_position, *votes, *vote_sum, *vote_step, *order;
 };
 
-/// Everything that only the data can violate, looked at before anything is written.
+/// What only the data can violate beyond the layout of rows, looked at before anything is written.
 void check_data(const DecodeEvictSizes& sizes, const State& state) {
   std::vector<char> seen;
   for (int32_t r = 0; r < sizes.num_rows; ++r) {
-    const int64_t start = state.rows.row_start[r], end = state.rows.row_start[r + 1];
-    UNCOMP_CHECK_VALUE(kOp, start >= 0 && start <= end && end <= sizes.capacity, "row_start must ascend inside [0, ",
-                       sizes.capacity, "]; got ", start, ", ", end, " at row ", r);
-    const int64_t room = end - start, len = state.row_len[r];
-    UNCOMP_CHECK_VALUE(kOp, len >= 0 && len <= room, "row_len must lie in [0, room = ", room, "]; got ", len,
-                       " at row ", r);
-    UNCOMP_CHECK_VALUE(kOp, room == 0 || room >= int64_t{sizes.window} + sizes.sink,
-                       "the room of a row must be 0 or at least window + sink = ", int64_t{sizes.window} + sizes.sink,
-                       "; got ", room, " at row ", r);
+    const int64_t start = state.rows.start(r), room = state.rows.room(r), len = state.rows.len(r);
+    const int64_t least = int64_t{sizes.window} + sizes.sink;
+    UNCOMP_CHECK_VALUE(kOp, room == 0 || room >= least,
+                       "the room of a row must be 0 or at least window + sink = ", least, "; got ", room, " at row ",
+                       r);
     seen.assign(len, 0);
     for (int64_t i = 0; i < len; ++i) {
       const int32_t slot = state.order[start + i];
@@ -241,8 +237,7 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
                              value_rows, slot_position, votes, vote_sum,  vote_step,   order,   window,
                              sink,       pool,          scale, pool_mode, reduce_group};
   const DecodeEvictSizes sizes = check_decode_evict(call);
-  const RaggedRows rows{row_start.const_data_ptr<int32_t>(), row_len.const_data_ptr<int32_t>(), sizes.capacity,
-                        sizes.num_rows};
+  const RaggedRows rows = checked_rows(kOp, row_start, row_len, sizes.capacity);
   const State state{rows,
                     row_len.mutable_data_ptr<int32_t>(),
                     slot_position.mutable_data_ptr<int32_t>(),
@@ -251,8 +246,8 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
                     vote_step.mutable_data_ptr<int32_t>(),
                     order.mutable_data_ptr<int32_t>()};
   check_data(sizes, state);
-  at::Tensor out = at::empty({sizes.batch, sizes.num_q_heads, 1, sizes.value_dim}, query.options());
-  at::Tensor lse = at::empty({sizes.batch, sizes.num_q_heads}, query.options().dtype(at::kFloat));
+  at::Tensor out = at::empty({query.size(0), query.size(1), 1, sizes.value_dim}, query.options());
+  at::Tensor lse = at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat));
   AT_DISPATCH_SWITCH(
       query.scalar_type(), kOp, AT_DISPATCH_CASE(at::kFloat, [&] {
         step_rows<scalar_t>(call, sizes, state, out.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<float>());

@@ -30,6 +30,19 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+/// Element `index` of an array of `dtype`.
+__device__ __forceinline__ float load_float(const void* array, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::float32:
+      return static_cast<const float*>(array)[index];
+    case DType::float16:
+      return to_float(static_cast<const __half*>(array)[index]);
+    case DType::bfloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(array)[index]);
+  }
+  return 0.0f;
+}
+
 /// Stores `x` as element `index` of an array of `dtype`: for kernels too small to be worth a copy for each type.
 __device__ __forceinline__ void store_float(void* array, DType dtype, int64_t index, float x) {
   switch (dtype) {

@@ -117,12 +117,23 @@ TEST_CASE("slices cover every tile once, in order, and never more than allowed",
 }
 
 TEST_CASE("few rows are shared by blocks, many are not, and only long rows share their votes", "[eviction]") {
+  const auto slices = [](int32_t num_rows, int64_t mean, int32_t len) {
+    return attend_slices(len, evict_plan(num_rows, num_rows * mean, 264)).count;
+  };
   REQUIRE(evict_plan(0, 0, 264).most_slices == 1);
-  REQUIRE(evict_plan(8, 8 * 1552, 264).most_slices == 33);
+  REQUIRE(slices(8, 1552, 1552) == 25);
+  REQUIRE(slices(8, 32768, 32768) == 32);
+  REQUIRE(slices(256, 1552, 2070) == 2);
+  REQUIRE(slices(256, 1552, 1034) == 1);
+  REQUIRE(slices(2048, 1552, 1552) == 1);
+  REQUIRE(slices(8, 32768, 32768 * 8 * 8 / 15) == 122);  // of 18 tiles
+  REQUIRE(slices(1, 1 << 20, 1 << 20) == 128);
   REQUIRE(evict_plan(8, 8 * 1552, 264).vote_slices == 1);
-  REQUIRE(evict_plan(1, 1 << 20, 264).most_slices == kMostSlices);
-  REQUIRE(evict_plan(1, 1 << 20, 264).vote_slices == kMostSlices);
+  REQUIRE(evict_plan(1, 1 << 20, 264).vote_slices == 128);
   REQUIRE(evict_plan(8, 8 * 32768, 264).vote_slices == 8);
-  REQUIRE(evict_plan(256, 256 * 1552, 264).most_slices == 1);
   REQUIRE(evict_plan(2048, 2048 * 32768ll, 264).vote_slices == 1);
+  for (int32_t rows = 1; rows < 5000; rows += 7) {
+    const EvictPlan plan = evict_plan(rows, int64_t{rows} * 1552, 264);
+    REQUIRE(int64_t{rows} * plan.most_slices <= 4 * 264 + rows);
+  }
 }

@@ -304,12 +304,12 @@ INT = torch.int32
     [
         ({"query": torch.zeros(1, 4, 1, 64).double()}, {}, TypeError, "query must be float32, float16 or bfloat16"),
         ({"query": torch.zeros(1, 4, 2, 64)}, {}, ValueError, "query must hold one token"),
-        ({"query": torch.zeros(1, 3, 1, 64)}, {}, ValueError, r"query must have a multiple of the rows .* got 3"),
+        ({"query": torch.zeros(1, 3, 1, 64)}, {}, ValueError, "query must have a multiple of the 2 rows .* got 3"),
         (
             {"query": torch.zeros(1, 64, 1, 64)},
             {},
             NotImplementedError,
-            "at most 16 heads a row; got 32",
+            "at most 16 heads for each row; got 32",
         ),
         ({"query": torch.zeros(1, 4, 1, 60)}, {}, NotImplementedError, "query must have a head dim .* got 60"),
         (
@@ -330,9 +330,24 @@ INT = torch.int32
         ({"row_len": torch.zeros(3, dtype=INT)}, {}, ValueError, r"row_start must have shape \[R \+ 1\] = \[4\]"),
         ({"votes": torch.zeros(0, 12, dtype=INT)}, {}, ValueError, "votes must have at least one ring row"),
         ({"votes": torch.zeros(65, 12, dtype=INT)}, {}, NotImplementedError, "votes must have at most 64 ring rows"),
-        ({"row_start": torch.tensor([0, 7, 6], dtype=INT)}, {}, ValueError, "row_start must ascend inside"),
-        ({"row_start": torch.tensor([0, 6, 13], dtype=INT)}, {}, ValueError, "row_start must ascend inside"),
-        ({"row_len": torch.tensor([6, 7], dtype=INT)}, {}, ValueError, r"row_len must lie in \[0, room = 6\]; got 7"),
+        (
+            {"row_start": torch.tensor([0, 7, 6], dtype=INT)},
+            {},
+            ValueError,
+            "row_start must ascend from 0 or more to at most 12 slots",
+        ),
+        (
+            {"row_start": torch.tensor([0, 6, 13], dtype=INT)},
+            {},
+            ValueError,
+            "row_start must ascend from 0 or more to at most 12 slots",
+        ),
+        (
+            {"row_len": torch.tensor([6, 7], dtype=INT)},
+            {},
+            ValueError,
+            r"row_len must lie in \[0, room\]; got 7 for row 1",
+        ),
         ({"order": torch.full((12,), 6, dtype=INT)}, {}, ValueError, r"order must hold every slot 0 .. 5 of row 0"),
         ({"order": torch.zeros(12, dtype=INT)}, {}, ValueError, "once; got 0 at place 1"),
         ({}, {"window": 0}, ValueError, "window must be at least 1; got 0"),

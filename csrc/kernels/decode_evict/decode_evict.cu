@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step as launches: attend (slices of rows), then votes and eviction, one block a row. Where rows are few and long
+// their votes are a launch of their own. The borders between launches are the barriers.
+#include "kernels/decode_evict/decode_evict.h"
+
+#include "kernels/decode_evict/evict.cuh"
+#include "kernels/decode_evict/vote.cuh"
+#include "kernels/runtime.h"
+
+namespace uncomp::kernels {
+namespace {
+
+constexpr int kBlocksPerSm = 2;
+constexpr int kMostThreads = 1024;
+
+union RowShared {
+  RowSoftmax softmax;
+  EvictShared evict;
+};
+static_assert(sizeof(RowShared) <= 48 * 1024, "static shared memory");
+
+/// Block (part, row) of `parts`.
+__global__ void __launch_bounds__(kMostThreads, 1)
+    vote_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ EvictPlan plan,
+                const __grid_constant__ DecodeEvictWorkspace work) {
+  __shared__ RowSoftmax softmax;
+  const int32_t row = blockIdx.x / plan.vote_slices, part = blockIdx.x % plan.vote_slices;
+  vote_row(params, plan, work, row, step_of(params, row), part, plan.vote_slices, softmax);
+}
+
+__global__ void __launch_bounds__(kMostThreads, 1)
+    evict_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ DecodeEvictWorkspace work) {
+  __shared__ EvictShared shared;
+  const int32_t row = blockIdx.x;
+  evict_row(params, work, row, step_of(params, row), shared);
+}
+
+__global__ void __launch_bounds__(kMostThreads, 1)
+    vote_and_evict_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ EvictPlan plan,
+                          const __grid_constant__ DecodeEvictWorkspace work) {
+  __shared__ RowShared shared;
+  const int32_t row = blockIdx.x;
+  const EvictStep step = step_of(params, row);
+  vote_row(params, plan, work, row, step, 0, 1, shared.softmax);
+  __syncthreads();  // the votes are written, the softmax is read
+  evict_row(params, work, row, step, shared.evict);
+}
+
+cudaError_t plan_of(const DecodeEvictParams& params, EvictPlan* plan) {
+  DeviceInfo info;
+  if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
+  *plan = evict_plan(params.num_rows, params.capacity, info.sm_count * kBlocksPerSm);
+  return cudaSuccess;
+}
+
+/// Cuts `memory` (may be null); returns its size in bytes.
+int64_t cut_workspace(const DecodeEvictParams& params, const EvictPlan& plan, void* memory,
+                      DecodeEvictWorkspace* work) {
+  int64_t used = 0;
+  const auto take = [&](auto** array, int64_t count) {
+    char* base = static_cast<char*>(memory);
+    *array = reinterpret_cast<std::remove_reference_t<decltype(*array)>>(base == nullptr ? base : base + used);
+    used += round_up<int64_t>(count * static_cast<int64_t>(sizeof(**array)), 256);
+  };
+  const int64_t heads = static_cast<int64_t>(params.num_rows) * params.group_size, parts = heads * plan.most_slices;
+  take(&work->logits, params.capacity * params.group_size);
+  take(&work->new_logit, heads);
+  take(&work->largest, parts);
+  take(&work->total, parts);
+  take(&work->partial, parts * params.value_dim);
+  take(&work->new_vote, params.num_rows);
+  return used;
+}
+
+cudaError_t launch_attend(const DecodeEvictParams& params, const EvictPlan& plan, const DecodeEvictWorkspace& work,
+                          cudaStream_t stream) {
+  switch (params.dtype) {
+    case DType::float32:
+      return evict_attend_fp32(params, plan, work, stream);
+    case DType::float16:
+      return evict_attend_fp16(params, plan, work, stream);
+    case DType::bfloat16:
+      return evict_attend_bf16(params, plan, work, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t decode_evict_workspace_bytes(const DecodeEvictParams& params, int64_t* bytes) {
+  EvictPlan plan;
+  if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
+  DecodeEvictWorkspace unused;
+  *bytes = cut_workspace(params, plan, nullptr, &unused);
+  return cudaSuccess;
+}
+
+cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream) {
+  if (params.num_rows == 0) return cudaSuccess;
+  EvictPlan plan;
+  if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
+  DecodeEvictWorkspace work;
+  cut_workspace(params, plan, workspace, &work);
+  if (const cudaError_t err = launch_attend(params, plan, work, stream); err != cudaSuccess) return err;
+  const unsigned rows = static_cast<unsigned>(params.num_rows);
+  if (plan.vote_slices > 1) {
+    vote_kernel<<<rows* static_cast<unsigned>(plan.vote_slices), 512, 0, stream>>>(params, plan, work);
+    if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
+    evict_kernel<<<rows, kMostThreads, 0, stream>>>(params, work);
+    return cudaGetLastError();
+  }
+  // Few rows: a wide block ends sooner. Many: small blocks overlap each other's waits.
+  const int threads = plan.most_slices > 4 ? 1024 : plan.most_slices > 1 ? 512 : 256;
+  vote_and_evict_kernel<<<rows, threads, 0, stream>>>(params, plan, work);
+  return cudaGetLastError();
+}
+
+}  // namespace uncomp::kernels

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launches against plain loops: the votes of every slot, who leaves, what is overwritten and what is not, for rows
+// of one slice and of many, below their room and full, with guard bands and repeated bits.
+#include "kernels/decode_evict/decode_evict.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "core/eviction.h"
+#include "core/votes.h"
+#include "support/catch.hpp"
+#include "support/device.hpp"
+#include "support/half.hpp"
+
+using namespace uncomp;
+using namespace uncomp::test;
+
+namespace {
+
+struct Problem {
+  std::vector<int32_t> len, room;  // of each row
+  int32_t batch = 1, num_kv_heads = 1, group = 4, key_dim = 64, value_dim = 64, vote_window = 3;
+  int32_t window = 2, sink = 1, pool = 5;
+  Pool mode = Pool::max;
+  Reduce reduce = Reduce::mean;
+  DType dtype = DType::bfloat16;
+};
+
+struct State {
+  std::vector<int32_t> row_len, position, votes, vote_sum, vote_step, order;
+  std::vector<unsigned char> key, value;
+};
+
+/// The state and everything else a step reads, made on the host.
+struct Input {
+  std::vector<int32_t> start, new_position;
+  std::vector<float> query, new_key, new_value, key, value;
+  State state;
+
+  explicit Input(const Problem& p) : start{0} {
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    const int32_t rows = static_cast<int32_t>(p.len.size());
+    for (const int32_t n : p.room) start.push_back(start.back() + n);
+    const int64_t slots = start.back();
+    const auto fill = [&](std::vector<float>& v, int64_t count) {
+      v.resize(count);
+      for (float& x : v) x = rounded(normal(random), p.dtype);
+    };
+    fill(query, int64_t{rows} * p.group * p.key_dim);
+    fill(new_key, int64_t{p.batch} * p.num_kv_heads * p.key_dim);
+    fill(new_value, int64_t{p.batch} * p.num_kv_heads * p.value_dim);
+    fill(key, slots * p.key_dim);
+    fill(value, slots * p.value_dim);
+    new_position.assign(p.batch, 1 << 20);
+    const int32_t garbage = std::numeric_limits<int32_t>::max();
+    state.row_len = p.len;
+    state.position.assign(slots, garbage);
+    state.votes.assign(p.vote_window * slots, garbage);
+    state.vote_sum.assign(slots, -garbage);
+    state.order.assign(slots, garbage);
+    for (int32_t r = 0; r < rows; ++r) {
+      state.vote_step.push_back(static_cast<int32_t>(random() % p.vote_window));
+      std::iota(state.order.begin() + start[r], state.order.begin() + start[r] + p.len[r], 0);
+      std::shuffle(state.order.begin() + start[r], state.order.begin() + start[r] + p.len[r], random);
+      const int32_t one = 1 << vote_scale_bits(p.vote_window);
+      for (int64_t s = start[r]; s < start[r + 1]; ++s) {
+        const bool live = s < start[r] + p.len[r];
+        if (live) {
+          state.position[start[r] + state.order[s]] = static_cast<int32_t>(s - start[r]);
+          state.vote_sum[s] = 0;
+          for (int32_t w = 0; w < p.vote_window; ++w) {
+            state.votes[w * slots + s] = static_cast<int32_t>(random() % (one / p.len[r] + 1));
+            state.vote_sum[s] += state.votes[w * slots + s];
+          }
+        } else {
+          std::fill_n(key.begin() + s * p.key_dim, p.key_dim, std::nanf(""));
+          std::fill_n(value.begin() + s * p.value_dim, p.value_dim, std::nanf(""));
+        }
+      }
+    }
+    state.key = encoded(key, p.dtype);
+    state.value = encoded(value, p.dtype);
+  }
+};
+
+struct Output {
+  State state;
+  std::vector<float> out, lse;
+};
+
+Output run(const Problem& p, const Input& in) {
+  const int32_t rows = static_cast<int32_t>(p.len.size());
+  const int64_t heads = int64_t{rows} * p.group;
+  DeviceArray<unsigned char> query(encoded(in.query, p.dtype)), new_key(encoded(in.new_key, p.dtype)),
+      new_value(encoded(in.new_value, p.dtype)), key(in.state.key), value(in.state.value),
+      out(static_cast<size_t>(heads) * p.value_dim * dtype_bytes(p.dtype));
+  DeviceArray<int32_t> start(in.start), position(in.new_position), row_len(in.state.row_len),
+      slot_position(in.state.position), votes(in.state.votes), vote_sum(in.state.vote_sum),
+      vote_step(in.state.vote_step), order(in.state.order);
+  DeviceArray<float> lse(static_cast<size_t>(heads));
+  const int32_t rows_per_sequence = rows / p.batch;
+  kernels::DecodeEvictParams params{};
+  params.query = query.data();
+  params.key = new_key.data();
+  params.value = new_value.data();
+  params.position = position.data();
+  params.row_start = start.data();
+  params.row_len = row_len.data();
+  params.key_rows = key.data();
+  params.value_rows = value.data();
+  params.slot_position = slot_position.data();
+  params.votes = votes.data();
+  params.vote_sum = vote_sum.data();
+  params.vote_step = vote_step.data();
+  params.order = order.data();
+  params.out = out.data();
+  params.lse = lse.data();
+  params.query_batch = int64_t{rows_per_sequence} * p.group * p.key_dim;
+  params.query_head = p.key_dim;
+  params.key_batch = int64_t{p.num_kv_heads} * p.key_dim;
+  params.key_head = p.key_dim;
+  params.value_batch = int64_t{p.num_kv_heads} * p.value_dim;
+  params.value_head = p.value_dim;
+  params.capacity = in.start.back();
+  params.num_rows = rows;
+  params.rows = rows_per_sequence;
+  params.rows_per_kv = rows_per_sequence / p.num_kv_heads;
+  params.group_size = p.group;
+  params.key_dim = p.key_dim;
+  params.value_dim = p.value_dim;
+  params.vote_window = p.vote_window;
+  params.window = p.window;
+  params.sink = p.sink;
+  params.pool = p.pool;
+  params.scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
+  params.pool_mode = p.mode;
+  params.reduce_group = p.reduce;
+  params.dtype = p.dtype;
+  int64_t bytes = 0;
+  cuda_ok(kernels::decode_evict_workspace_bytes(params, &bytes));
+  DeviceArray<unsigned char> work(static_cast<size_t>(bytes));
+  cuda_ok(kernels::decode_evict(params, work.data(), nullptr));
+  Output got{{row_len.host(), slot_position.host(), votes.host(), vote_sum.host(), vote_step.host(), order.host(),
+              key.host(), value.host()},
+             decoded(out.host(), p.dtype),
+             lse.host()};
+  for (const auto* bytes_of : {&key, &value, &out, &work}) REQUIRE(bytes_of->guards_intact());
+  for (const auto* ints : {&row_len, &slot_position, &votes, &vote_sum, &vote_step, &order}) {
+    REQUIRE(ints->guards_intact());
+  }
+  REQUIRE(lse.guards_intact());
+  return got;
+}
+
+/// Softmax weights [K + 1, g], out [g, Dv] and lse [g] of a row.
+struct Attention {
+  std::vector<double> weight, out, lse;
+};
+
+Attention attend(const Problem& p, const Input& in, int32_t r) {
+  const int32_t rows_per_sequence = static_cast<int32_t>(p.len.size()) / p.batch, len = p.len[r];
+  const int64_t kv_head =
+      int64_t{r / rows_per_sequence} * p.num_kv_heads + r % rows_per_sequence / (rows_per_sequence / p.num_kv_heads);
+  Attention a{std::vector<double>(int64_t{len + 1} * p.group), std::vector<double>(p.group * p.value_dim), {}};
+  const double scale = 1.0 / std::sqrt(p.key_dim);
+  for (int32_t h = 0; h < p.group; ++h) {
+    double top = -1e300, sum = 0;
+    for (int32_t j = 0; j <= len; ++j) {
+      const float* key = j < len ? &in.key[(int64_t{in.start[r]} + j) * p.key_dim] : &in.new_key[kv_head * p.key_dim];
+      double dot = 0;
+      for (int32_t d = 0; d < p.key_dim; ++d) dot += in.query[(int64_t{r} * p.group + h) * p.key_dim + d] * key[d];
+      a.weight[int64_t{j} * p.group + h] = dot * scale;
+      top = std::max(top, dot * scale);
+    }
+    for (int32_t j = 0; j <= len; ++j) sum += std::exp(a.weight[int64_t{j} * p.group + h] - top);
+    a.lse.push_back(top + std::log(sum));
+    for (int32_t j = 0; j <= len; ++j) {
+      double& w = a.weight[int64_t{j} * p.group + h];
+      w = std::exp(w - a.lse[h]);
+      const float* value =
+          j < len ? &in.value[(int64_t{in.start[r]} + j) * p.value_dim] : &in.new_value[kv_head * p.value_dim];
+      for (int32_t d = 0; d < p.value_dim; ++d) a.out[h * p.value_dim + d] += w * value[d];
+    }
+  }
+  return a;
+}
+
+double reduced(const Problem& p, const Attention& a, int32_t token) {
+  double all = 0;
+  for (int32_t h = 0; h < p.group; ++h) {
+    const double w = a.weight[int64_t{token} * p.group + h];
+    all = p.reduce == Reduce::max ? std::max(all, w) : all + w / p.group;
+  }
+  return all;
+}
+
+void check_row(const Problem& p, const Input& in, const Output& got, int32_t r) {
+  CAPTURE(r, p.len[r], p.room[r], p.group, static_cast<int>(p.dtype));
+  const int64_t start = in.start[r], slots = in.start.back();
+  const int32_t len = p.len[r], room = p.room[r], bits = vote_scale_bits(p.vote_window);
+  const double one = std::ldexp(1.0, bits), tolerance = 1e-5 * one + 1;
+  if (room == 0) {
+    for (int32_t h = 0; h < p.group; ++h) {
+      REQUIRE(got.lse[int64_t{r} * p.group + h] == -std::numeric_limits<float>::infinity());
+      REQUIRE(got.out[(int64_t{r} * p.group + h) * p.value_dim] == 0.0f);
+    }
+    return;
+  }
+  const Attention a = attend(p, in, r);
+  double off = 0, norm = 0;
+  for (int32_t h = 0; h < p.group; ++h) {
+    REQUIRE(std::abs(got.lse[int64_t{r} * p.group + h] - a.lse[h]) < 1e-4);
+    for (int32_t d = 0; d < p.value_dim; ++d) {
+      const double want = a.out[h * p.value_dim + d], x = got.out[(int64_t{r} * p.group + h) * p.value_dim + d];
+      off += (x - want) * (x - want);
+      norm += want * want;
+    }
+  }
+  REQUIRE(std::sqrt(off) <= (p.dtype == DType::float32 ? 1e-5 : 1e-2) * std::sqrt(norm));
+
+  const bool full = len == room;
+  const int32_t slot = full ? got.state.order[start + len - 1] : len;
+  REQUIRE(got.state.row_len[r] == (full ? len : len + 1));
+  REQUIRE(got.state.vote_step[r] == (in.state.vote_step[r] + 1) % p.vote_window);
+  // Every vote of the oldest ring row is replaced; the new token's slot holds its own vote alone.
+  for (int32_t j = 0; j < got.state.row_len[r]; ++j) {
+    int32_t sum = 0;
+    for (int32_t w = 0; w < p.vote_window; ++w) {
+      const int32_t vote = got.state.votes[w * slots + start + j];
+      sum += vote;
+      if (w == in.state.vote_step[r]) {
+        const double want = reduced(p, a, j == slot ? len : j) * one;
+        if (!(std::abs(vote - want) <= tolerance)) FAIL("vote of slot " << j << ": " << vote << " for " << want);
+      } else if (vote != (j == slot ? 0 : in.state.votes[w * slots + start + j])) {
+        FAIL("ring row " << w << " of slot " << j << " changed");
+      }
+    }
+    if (sum != got.state.vote_sum[start + j]) FAIL("vote_sum of slot " << j);
+  }
+
+  std::vector<int32_t> order(in.state.order.begin() + start, in.state.order.begin() + start + len);
+  if (full) {
+    const EvictStep step = evict_step(len, room, p.window, p.sink);
+    const int32_t place = static_cast<int32_t>(std::find(order.begin(), order.end(), slot) - order.begin());
+    const auto pooled = [&](int32_t i) {
+      double score = 0;
+      for (int32_t k = step.pool_begin(i, p.pool / 2); k < step.pool_end(i, p.pool / 2); ++k) {
+        const int64_t s = start + order[k];
+        const double sum =
+            in.state.vote_sum[s] - in.state.votes[in.state.vote_step[r] * slots + s] + reduced(p, a, order[k]) * one;
+        score = p.mode == Pool::max ? std::max(score, sum) : score + sum;
+      }
+      return score;
+    };
+    REQUIRE(place >= step.first);
+    REQUIRE(place < step.candidates);
+    double least = 1e300;
+    for (int32_t i = step.first; i < step.candidates; ++i) least = std::min(least, pooled(i));
+    REQUIRE(pooled(place) <= least + 2 * p.pool * tolerance);
+    order.erase(order.begin() + place);
+  }
+  order.push_back(slot);
+  REQUIRE(std::equal(order.begin(), order.end(), got.state.order.begin() + start));
+
+  // K, V and positions: the new token in its slot, everything else as it was, dead slots included.
+  const int32_t rows_per_sequence = static_cast<int32_t>(p.len.size()) / p.batch, b = r / rows_per_sequence;
+  const int64_t kv_head = int64_t{b} * p.num_kv_heads + r % rows_per_sequence / (rows_per_sequence / p.num_kv_heads);
+  const auto check_rows = [&](const std::vector<unsigned char>& now, const std::vector<unsigned char>& before,
+                              const std::vector<float>& fresh, int64_t dim) {
+    const int64_t bytes = dim * dtype_bytes(p.dtype);
+    const std::vector<unsigned char> token =
+        encoded(std::vector<float>(fresh.begin() + kv_head * dim, fresh.begin() + (kv_head + 1) * dim), p.dtype);
+    for (int64_t s = 0; s < room; ++s) {
+      const auto want = s == slot ? token.begin() : before.begin() + (start + s) * bytes;
+      if (!std::equal(want, want + bytes, now.begin() + (start + s) * bytes)) FAIL("channels of slot " << s);
+    }
+  };
+  check_rows(got.state.key, in.state.key, in.new_key, p.key_dim);
+  check_rows(got.state.value, in.state.value, in.new_value, p.value_dim);
+  for (int32_t s = 0; s < room; ++s) {
+    if (got.state.position[start + s] != (s == slot ? in.new_position[b] : in.state.position[start + s])) {
+      FAIL("position of slot " << s);
+    }
+  }
+}
+
+void check(const Problem& p) {
+  const Input in(p);
+  const Output got = run(p, in), again = run(p, in);
+  for (int32_t r = 0; r < static_cast<int32_t>(p.len.size()); ++r) check_row(p, in, got, r);
+  REQUIRE(std::equal(got.out.begin(), got.out.end(), again.out.begin()));
+  REQUIRE(got.lse == again.lse);
+  REQUIRE(got.state.votes == again.state.votes);
+  REQUIRE(got.state.order == again.state.order);
+}
+
+}  // namespace
+
+TEST_CASE("rows around slice borders, full, growing, empty and without room", "[decode_evict]") {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    check({.len = {3, 15, 16, 17, 63, 64, 65, 129, 0, 0, 7, 200},
+           .room = {3, 15, 17, 17, 63, 64, 66, 129, 4, 0, 9, 200},
+           .batch = 3,
+           .num_kv_heads = 2,
+           .dtype = dtype});
+  }
+}
+
+TEST_CASE("long rows of many slices, with votes in a launch of their own", "[decode_evict]") {
+  for (const Pool mode : {Pool::max, Pool::avg}) {
+    check({.len = {20000, 9001}, .room = {20000, 9002}, .pool = 129, .mode = mode});
+    check({.len = {4097, 8192, 5000}, .room = {4097, 8192, 5000}, .window = 8, .pool = 7, .mode = mode});
+  }
+}
+
+TEST_CASE("groups, head dims and reductions", "[decode_evict]") {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    for (const int32_t group : {1, 3, 7, 8, 9, 16}) {
+      check({.len = {150, 90}, .room = {150, 90}, .group = group, .reduce = Reduce::max, .dtype = dtype});
+    }
+    for (const int32_t dim : {8, 80, 96, 128, 256}) {
+      check({.len = {150, 90}, .room = {150, 99}, .key_dim = dim, .value_dim = 264 - dim, .dtype = dtype});
+    }
+  }
+}
+
+TEST_CASE("more rows than blocks in flight", "[decode_evict]") {
+  Problem p{.len = std::vector<int32_t>(2400), .room = {}, .batch = 300, .num_kv_heads = 4, .vote_window = 8};
+  for (size_t i = 0; i < p.len.size(); ++i) {
+    p.len[i] = static_cast<int32_t>(3 + i * 37 % 90);
+    p.room.push_back(p.len[i] + static_cast<int32_t>(i % 2));
+  }
+  check(p);
+}
