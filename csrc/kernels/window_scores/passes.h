@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of one dtype's kernels; between the files of this folder only.
+#pragma once
+
+#include <vector_types.h>
+
+#include "kernels/window_scores/seed_votes.h"
+#include "kernels/window_scores/window_scores.h"
+
+namespace uncomp::kernels {
+
+/// Pass 1: one block a (run, chunk of queries).
+struct LsePass {
+  WindowScoresParams params;
+  RowRuns runs;
+  float2* partial;  // [items, g * W] (max, total) in powers of two
+};
+
+/// Pass 2: one block a (row, run of columns).
+struct ScorePass {
+  WindowScoresParams params;
+  int32_t run;  // columns
+};
+
+/// Votes: one block a run of slots.
+struct VotePass {
+  SeedVotesParams params;
+  RowRuns runs;
+};
+
+template <class T>
+cudaError_t launch_lse_pass(const LsePass& pass, int64_t items, cudaStream_t stream);
+template <class T>
+cudaError_t launch_score_pass(const ScorePass& pass, int64_t items, cudaStream_t stream);
+template <class T>
+cudaError_t launch_vote_pass(const VotePass& pass, int64_t items, cudaStream_t stream);
+
+}  // namespace uncomp::kernels
