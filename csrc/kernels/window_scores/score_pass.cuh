@@ -14,7 +14,7 @@ __device__ __forceinline__ float join_chunks(Reduce reduce, float earlier, float
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kWindowThreads, 2) score_pass_kernel(const __grid_constant__ ScorePass pass) {
+__global__ void __launch_bounds__(kWindowThreads, 3) score_pass_kernel(const __grid_constant__ ScorePass pass) {
   using Tile = Tile<T, kTile>;
   constexpr int kSums = 2 * Tile::kKeyTiles;  // keys of a thread: 8 s + lane / 4
   const WindowScoresParams& p = pass.params;

@@ -67,6 +67,8 @@ struct Tile {
   static __device__ __forceinline__ void copy_keys(T* shared, const T* row, int64_t stride, int32_t first, int32_t end,
                                                    int32_t head_dim) {
     constexpr int kRowsAtOnce = 32 / kPieces;
+    // Opaque here, so that multiples of the stride are made for each tile instead of held in registers meanwhile.
+    asm volatile("" : "+l"(stride));
     const int lane = threadIdx.x % 32, piece = lane % kPieces;
     const bool channels = piece * 8 < head_dim;
     const T* from = row + (first + lane / kPieces) * stride + piece * 8;

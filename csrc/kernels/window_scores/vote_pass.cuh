@@ -26,7 +26,7 @@ __device__ __forceinline__ void write_fixed_state(const SeedVotesParams& p, cons
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kWindowThreads, 2) vote_pass_kernel(const __grid_constant__ VotePass pass) {
+__global__ void __launch_bounds__(kWindowThreads, 3) vote_pass_kernel(const __grid_constant__ VotePass pass) {
   using Tile = Tile<T, kTile>;
   constexpr int kSums = 2 * Tile::kKeyTiles;  // keys of a thread: 8 s + lane / 4
   const SeedVotesParams& p = pass.params;
