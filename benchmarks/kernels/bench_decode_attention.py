@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import varlen_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uncomp import ops
@@ -29,13 +30,11 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
         return lambda: ops.decode_attention(*args, SCALE)
 
     def varlen(i):
-        from torch.nn.attention.varlen import varlen_attn
-
         query, keys, values, starts, _ = inputs(i, lengths, batch, dtype)
         queries = query.view(batch * ROWS, GROUP, DIM)  # a row is a sequence of one token and g heads
         one = torch.arange(batch * ROWS + 1, device="cuda", dtype=torch.int32)
         keys, values = keys.unsqueeze(1), values.unsqueeze(1)
-        return lambda: varlen_attn(queries, keys, values, one, starts, 1, longest, enable_gqa=True)
+        return lambda: varlen_attention(queries, keys, values, one, starts, 1, longest)
 
     def dense(backend):
         def make(i):

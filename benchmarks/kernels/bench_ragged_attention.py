@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import varlen_attention
 
 from uncomp import ops
 
@@ -47,14 +48,12 @@ def case(name, lengths, tokens, with_new=False, dtype=torch.bfloat16):
         return lambda: attention(query, *dense, attn_mask=mask, enable_gqa=True)
 
     def varlen(i):
-        from torch.nn.attention.varlen import varlen_attn
-
         query, _, _, (keys, values, starts, _) = inputs(i, lengths, tokens, dtype)
         # A row is a sequence of T tokens and g heads.
         packed = query.view(ROWS, GROUP, tokens, DIM).transpose(1, 2).reshape(ROWS * tokens, GROUP, DIM)
         query_starts = torch.arange(ROWS + 1, device="cuda", dtype=torch.int32) * tokens
         keys, values = keys.unsqueeze(1), values.unsqueeze(1)
-        return lambda: varlen_attn(packed, keys, values, query_starts, starts, tokens, longest, enable_gqa=True)
+        return lambda: varlen_attention(packed, keys, values, query_starts, starts, tokens, longest)
 
     moved = 2 * (sum(lengths) + HEADS * tokens + (ROWS * tokens if with_new else 0)) * DIM * dtype.itemsize
     rivals = {"sdpa, padded mask": padded} if with_new else {"varlen": varlen, "sdpa, padded mask": padded}

@@ -139,11 +139,11 @@ Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/allocate_budget.h.)doc");
 
   // ---- window_scores
-  bind(m, "window_scores", &uncomp::window_scores, py::arg("query"), py::arg("key"), py::arg("value") = py::none(),
-       py::arg("first") = py::none(), py::arg("length") = py::none(), py::arg("row_start") = py::none(),
-       py::arg("row_len") = py::none(), py::arg("columns") = 0, py::arg("scale"), py::arg("reduce_window") = "sum",
-       py::arg("reduce_group") = "mean",
-       R"doc(Attention mass that the last W queries put on every key, reduced over the window and the query group.
+  expose(m, "window_scores", &uncomp::window_scores, py::arg("query"), py::arg("key"), py::arg("value") = py::none(),
+         py::arg("first") = py::none(), py::arg("length") = py::none(), py::arg("row_start") = py::none(),
+         py::arg("row_len") = py::none(), py::arg("columns") = 0, py::arg("scale"), py::arg("reduce_window") = "sum",
+         py::arg("reduce_group") = "mean",
+         R"doc(Attention mass that the last W queries put on every key, reduced over the window and the query group.
 
 Args:
     query: [B, Hq, W, D] the last W queries, rotated.
@@ -160,10 +160,11 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/window_scores.h.)doc");
   // ---- seed_votes_
-  bind(m, "seed_votes_", &uncomp::seed_votes_, py::arg("query"), py::arg("lse"), py::arg("query_position"),
-       py::arg("key_rows"), py::arg("slot_position"), py::arg("row_start"), py::arg("row_len"), py::arg("votes"),
-       py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"), py::arg("scale"), py::arg("reduce_group") = "mean",
-       R"doc(Fill the vote state of a freshly packed arena from the last Wd prompt queries.
+  expose(m, "seed_votes_", &uncomp::seed_votes_, py::arg("query"), py::arg("lse"), py::arg("query_position"),
+         py::arg("key_rows"), py::arg("slot_position"), py::arg("row_start"), py::arg("row_len"), py::arg("votes"),
+         py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"), py::arg("scale"),
+         py::arg("reduce_group") = "mean",
+         R"doc(Fill the vote state of a freshly packed arena from the last Wd prompt queries.
 
 Args:
     query: [B, Hq, W, D] the last W queries; the newest Wd of them vote.
@@ -193,9 +194,9 @@ Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/select_tokens.h.)doc");
 
   // ---- compact_kv
-  bind(m, "compact_kv", &uncomp::compact_kv, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
-       py::arg("source_start"), py::arg("index"), py::arg("index_start"), py::arg("row_start"), py::arg("capacity"),
-       R"doc(Pack chosen tokens of dense K and V, or of another arena, into the rows of a new arena.
+  expose(m, "compact_kv", &uncomp::compact_kv, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
+         py::arg("source_start"), py::arg("index"), py::arg("index_start"), py::arg("row_start"), py::arg("capacity"),
+         R"doc(Pack chosen tokens of dense K and V, or of another arena, into the rows of a new arena.
 
 Args:
     key, value: [B, Hkv, S, D] dense, any strides with D contiguous, or [C0, D] arenas.
@@ -211,10 +212,10 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/compact_kv.h.)doc");
   // ---- append_kv_
-  bind(m, "append_kv_", &uncomp::append_kv_, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
-       py::arg("length"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
-       py::arg("slot_position"),
-       R"doc(Write new tokens into the free slots behind every row and advance row_len.
+  expose(m, "append_kv_", &uncomp::append_kv_, py::arg("key"), py::arg("value"), py::arg("position"), py::arg("first"),
+         py::arg("length"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
+         py::arg("slot_position"),
+         R"doc(Write new tokens into the free slots behind every row and advance row_len.
 
 Args:
     key, value: [B, Hkv, T, D] new tokens, rotated, any strides with D contiguous.
@@ -260,10 +261,10 @@ Returns:
 Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/decode_evict.h.)doc");
   // ---- ragged_attention
-  bind(m, "ragged_attention", &uncomp::ragged_attention, py::arg("query"), py::arg("key"), py::arg("value"),
-       py::arg("other_out"), py::arg("other_lse"), py::arg("first"), py::arg("length"), py::arg("key_rows"),
-       py::arg("value_rows"), py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
-       R"doc(Attention of several new tokens over all live slots of their rows and, causally, over each other.
+  expose(m, "ragged_attention", &uncomp::ragged_attention, py::arg("query"), py::arg("key"), py::arg("value"),
+         py::arg("other_out"), py::arg("other_lse"), py::arg("first"), py::arg("length"), py::arg("key_rows"),
+         py::arg("value_rows"), py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
+         R"doc(Attention of several new tokens over all live slots of their rows and, causally, over each other.
 
 Args:
     query: [B, Hq, T, Dk] float32, float16 or bfloat16, rotated.

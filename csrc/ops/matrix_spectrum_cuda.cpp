@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "kernels/matrix_spectrum.h"
+#include "kernels/runtime.h"
 #include "ops/check.h"
 #include "ops/matrix_spectrum.h"
 #include "ops/stream.h"
@@ -23,6 +24,12 @@ at::Tensor matrix_spectrum_cuda(const at::Tensor& states, const std::optional<at
                                 const std::optional<at::Tensor>& length, int64_t top) {
   check_matrix_spectrum(states, first, length, top);
   const CudaScope scope(states);
+  kernels::DeviceInfo device;
+  check_launch("matrix_spectrum", kernels::device_info(&device));
+  UNCOMP_CHECK_LIMIT("matrix_spectrum", states.size(3) <= 128 || device.smem_per_block >= 140 * 1024,
+                     "states with more than 128 channels need 140 KiB of shared memory a block, which this GPU lacks; "
+                     "got ",
+                     states.size(3), " channels");
   at::Tensor spectrum = at::empty({states.size(0), states.size(1), top}, states.options().dtype(at::kFloat));
   kernels::MatrixSpectrumParams params{};
   params.states = states.const_data_ptr();

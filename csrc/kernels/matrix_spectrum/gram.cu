@@ -2,7 +2,8 @@
 // Gram matrices of centred unit tokens. A block takes one token range of one head: tokens go from registers (where the
 // next tile is in flight) through mean, length and scale into a half-precision tile in shared memory, and from there
 // through tensor cores into float32 registers. Z carries a factor of 16 that keeps it away from the subnormal range.
-// float32 states are split into a high and a low half-precision part, multiplied as hh + hl + lh.
+// float32 states, and heads with few tokens, are split into a high and a low half-precision part, multiplied as
+// hh + hl + lh.
 #include "kernels/common/mma.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/matrix_spectrum/rows.cuh"
@@ -19,6 +20,8 @@ constexpr float kUp = 0x1p96f, kDown = 0x1p-96f;
 /// A token whose distance from the mean is at most this share of the mean's length adds nothing. Where that holds, the
 /// token is as long as the mean, so this is the share of the token's own length too.
 constexpr float kNearMean = 1e-5f;
+/// Up to so many tokens one half-precision part is not enough: its rounding averages out over tokens only slowly.
+constexpr int32_t kFewTokens = 1024;
 
 template <int kTile, bool kWide>
 struct GramShape {
@@ -27,7 +30,7 @@ struct GramShape {
   static constexpr int kRows = Plan::kThreads / kLanes;                     // tokens of one pass: 16
   static constexpr int kPasses = (kWide ? 2 : 4) / (kTile == 256 ? 2 : 1);  // registers are short there
   static constexpr int kTokens = kRows * kPasses;                           // tokens of a tile
-  static constexpr int kParts = kWide ? 2 : 1;                              // high, low
+  static constexpr int kParts = 2;                                          // high, low
   static constexpr int kPartHalves = kTokens * kTile;
   static constexpr int kBufferHalves = kPartHalves * kParts;
   static constexpr int kSharedBytes = 2 * kBufferHalves * 2 + 3 * kTile * 4;  // two buffers, sums, mean
@@ -120,6 +123,7 @@ __global__ void __launch_bounds__(GramPlan<kTile>::kThreads, 256 / kTile)
   const TokenRange range = chunk_range(count, gridDim.x, Shape::kTokens, blockIdx.x);
   const uint32_t length = range.end - range.begin;
   const bool bfloat = params.dtype == DType::bfloat16;
+  const bool split = kWide || count <= kFewTokens;
   const char* next =
       head_base<kWide>(params, matrix, params.tokens.begin(sequence)) + (range.begin + row) * token_bytes;
   RawChannels<kWide> raw[Shape::kPasses];
@@ -152,7 +156,7 @@ __global__ void __launch_bounds__(GramPlan<kTile>::kThreads, 256 / kTile)
       high.z = pack2<__half>(d[4], d[5]);
       high.w = pack2<__half>(d[6], d[7]);
       *reinterpret_cast<uint4*>(tile + piece_offset<kTile>(token, group_lane)) = high;
-      if constexpr (kWide) {
+      if (split) {
         float rest[kLaneChannels];
 #pragma unroll
         for (int j = 0; j < kLaneChannels; ++j) rest[j] = d[j] - __half2float(__float2half_rn(d[j]));
@@ -189,14 +193,10 @@ __global__ void __launch_bounds__(GramPlan<kTile>::kThreads, 256 / kTile)
         }
       }
     };
-    if constexpr (kWide) {
-      const __half* low_part = tile + Shape::kPartHalves;
+    const __half* low_part = tile + Shape::kPartHalves;
 #pragma unroll 1
-      for (int product = 0; product < 3; ++product) {
-        multiply(product == 2 ? low_part : tile, product == 1 ? low_part : tile);
-      }
-    } else {
-      multiply(tile, tile);
+    for (int product = 0; product < (split ? 3 : 1); ++product) {
+      multiply(product == 2 ? low_part : tile, product == 1 ? low_part : tile);
     }
   }
 

@@ -128,11 +128,13 @@ std::vector<float> launch(const Problem& p, int top, bool vectors) {
 
 void compare(Problem& p, int top, bool vectors) {
   const std::vector<float> got = launch(p, top, vectors);
+  // Beyond 1024 tokens half-precision states are multiplied as one half-precision part.
+  const double bound = !p.half ? 2e-6 : p.seq_len <= 1024 ? 2e-5 : 1e-4;
   for (int m = 0; m < p.batch * p.heads; ++m) {
     const std::vector<double> want = oracle(p, m / p.heads, m % p.heads);
     for (int r = 0; r < top; ++r) {
       const double off = std::abs(got[m * top + r] - want[r]);
-      if (!(off < (p.half ? 2e-5 : 2e-6))) {
+      if (!(off < bound)) {
         FAIL("D " << p.dim << " S " << p.seq_len << " half " << p.half << " vectors " << vectors << " head " << m
                   << " eigenvalue " << r << ": got " << got[m * top + r] << ", want " << want[r]);
       }

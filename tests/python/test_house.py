@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The floors of the project: who may include or import whom, and that each operator is complete on every floor."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import uncomp
+from uncomp import _extension, ops
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = _extension.op_names()
+
+# Module of uncomp -> modules of uncomp that it may import. A new module is added here with its floor.
+MAY_IMPORT = {
+    "_version": set(),
+    "_extension": {"_C"},
+    "ops": {"_extension"},
+    "testing": set(),
+    "__init__": {"_extension", "_version", "ops"},
+}
+
+
+def sources(folder: str, *suffixes: str) -> list[Path]:
+    return sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes)
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def base(op: str) -> str:
+    """File name of an operator: in-place operators drop the underscore."""
+    return op.rstrip("_")
+
+
+# ---- floors of the C++ code
+def test_core_knows_only_the_standard_library():
+    for path in sources("csrc/core", ".h"):
+        for name in includes(path):
+            assert name.startswith("core/") or "/" not in name, f"{path.name} includes {name}"
+
+
+def test_kernels_know_no_torch():
+    for path in sources("csrc/kernels", ".h", ".cu", ".cuh"):
+        for name in includes(path):
+            assert not name.startswith(("torch/", "ATen/", "c10/", "ops/", "bindings/", "pybind11/")), (
+                f"{path.name} includes {name}"
+            )
+
+
+def test_kernel_headers_are_plain_cpp():
+    for path in sources("csrc/kernels", ".h"):
+        assert not [n for n in includes(path) if n.endswith(".cuh") or n == "cuda_runtime.h"], path.name
+        assert "__global__" not in path.read_text(), path.name
+
+
+def test_ops_know_no_cuda_header_of_torch():
+    for path in sources("csrc/ops", ".h", ".cpp"):
+        for name in includes(path):
+            assert not name.startswith(("ATen/cuda", "c10/cuda", "bindings/", "torch/csrc")), f"{path.name}: {name}"
+            assert not name.endswith(".cuh"), f"{path.name} includes {name}"
+
+
+def test_every_source_opens_with_its_licence():
+    for path in sources("csrc", ".h", ".cpp", ".cu", ".cuh") + sources("uncomp", ".py") + sources("tests", ".py"):
+        assert "SPDX-License-Identifier: Apache-2.0" in path.read_text().split("\n", 1)[0], path
+
+
+# ---- arrows between Python modules
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "uncomp":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uncomp."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("uncomp.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sources("uncomp", ".py"), ids=lambda p: p.stem)
+def test_imports_follow_the_floors(path):
+    assert path.stem in MAY_IMPORT, f"{path.name}: name its floor in MAY_IMPORT"
+    assert imported_modules(path) <= MAY_IMPORT[path.stem]
+
+
+def test_only_ops_says_torch_ops():
+    for path in sources("uncomp", ".py"):
+        code = ast.dump(ast.parse(path.read_text()))
+        says = "attr='ops'" in code and "id='torch'" in code and re.search(r"torch\.ops\b", path.read_text())
+        assert not says or path.stem in ("ops", "_extension"), path.name
+
+
+def test_import_has_no_side_effects():
+    code = (
+        "import sys, uncomp; "
+        "assert 'transformers' not in sys.modules and 'numpy.testing' not in sys.modules; "
+        "print(uncomp.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == uncomp.__version__
+
+
+# ---- operators: one name from kernel to benchmark
+def test_one_list_of_operators():
+    library = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc/bindings/library.cpp").read_text())
+    module = re.findall(r'^\s*expose\(m, "(\w+)"', (ROOT / "csrc/bindings/module.cpp").read_text(), re.MULTILINE)
+    module = [name for name in module if name not in ("warmup", "take_device_error")]
+    fakes = re.findall(r'@register_fake\("uncomp::(\w+)"\)', (ROOT / "uncomp/ops.py").read_text())
+    assert library == OPS
+    assert module == OPS
+    assert fakes == OPS
+    for op in OPS:
+        assert callable(getattr(ops, op)), op
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_operator_is_complete_on_every_floor(op):
+    name = base(op)
+    wanted = [
+        f"csrc/ops/{name}.h",
+        f"csrc/ops/{name}.cpp",
+        f"csrc/ops/{name}_cuda.cpp",
+        f"tests/cpp/ops/test_{name}.cpp",
+        f"tests/cpp/kernels/test_{name}.cpp",
+        f"tests/python/ops/test_{name}.py",
+        f"tests/python/reference/{name}.py",
+        f"benchmarks/kernels/bench_{name}.py",
+    ]
+    assert [path for path in wanted if not (ROOT / path).exists()] == []
+    assert sources("csrc/kernels", ".cu") and [
+        p for p in sources("csrc/kernels", ".cu") if name in (p.stem, p.parent.name)
+    ], f"no kernel named {name}"
+    text = (ROOT / f"tests/python/ops/test_{name}.py").read_text()
+    headings = re.findall(r"^# ---- (values|edges|errors|opcheck|compile)\b", text, re.MULTILINE)
+    assert headings == ["values", "edges", "errors", "opcheck", "compile"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_operator_is_registered_for_every_key(op):
+    for key in ("CPU", "CUDA", "Autograd", "Meta"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"uncomp::{op}", key) or key == "Meta", key
+    assert torch._library.simple_registry.singleton.find(f"uncomp::{op}").fake_impl.kernel is not None
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_pybind11_door_names_its_arguments(op):
+    schema = getattr(torch.ops.uncomp, op).default._schema
+    doc = getattr(_extension._C, op).__doc__
+    for argument in schema.arguments:
+        assert re.search(rf"\b{argument.name}\b", doc), f"{op}: {argument.name} is not in the docstring"
+    assert "Args:" in doc
+
+
+def test_every_named_source_exists_and_every_source_is_named():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    named = set(re.findall(r"^\s*(csrc/\S+\.(?:cu|cpp))", text, re.MULTILINE)) | {"csrc/bindings/module.cpp"}
+    present = {str(p.relative_to(ROOT)) for p in sources("csrc", ".cu", ".cpp")}
+    assert named == present
+
+
+def test_build_info_and_limits():
+    info = uncomp.build_info()
+    assert info["version"] == uncomp.__version__
+    assert {"torch", "cuda", "cuda_version", "cuda_archs", "head_dims"} <= info.keys()
+    assert uncomp.limits()["max_head_dim"] == max(info["head_dims"])
