@@ -178,7 +178,10 @@ def test_every_plan_keeps_its_promises(data):
     # Sum exact, bounds kept, heavier never fewer, equal to the fractions; or the error that the contract names.
     rows, num_groups = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 6))
     count = data.draw(st.integers(1, 3))
-    draw_list = lambda low, high, size: data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))  # noqa: E731
+
+    def draw_list(low, high, size):
+        return data.draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+
     group = [draw_list(0, num_groups - 1, rows) for _ in range(count)]
     weight = [sorted(draw_list(1, data.draw(st.sampled_from([4, 50, 2**20])), num_groups)) for _ in range(count)]
     floor = data.draw(st.integers(0, 20))
