@@ -68,8 +68,8 @@ def test_windows(device, dtype, window):
     check(*example(device, window=window, tokens=150, dtype=dtype), 0.125)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", [1, 3, 4, 7, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 3, 7, 16])
 @pytest.mark.parametrize("reduce_group", ["mean", "sum", "max", "none"])
 def test_groups(device, dtype, group, reduce_group):
     check(*example(device, group=group, window=9, dtype=dtype), 0.2, reduce_group=reduce_group)
@@ -110,7 +110,7 @@ def test_max_is_taken_after_the_window(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value_dim", [8, 64, 72, 256])
+@pytest.mark.parametrize("value_dim", [8, 72, 256])
 @pytest.mark.parametrize("reduce_group", ["mean", "none"])
 def test_value_norms(device, dtype, value_dim, reduce_group):
     query, key = example(device, tokens=50, dtype=dtype)
@@ -225,7 +225,7 @@ def test_one_dominating_and_equal_logits(device):
     torch.testing.assert_close(equal[0, :192].cpu(), equal[0, :1].cpu().expand(192), rtol=1e-5, atol=0)
     strong = torch.zeros_like(key)
     strong[0, 0, 100] = 30 * torch.sign(query[0, 0, 0])
-    check(query, strong, 4.0)
+    check(query, strong, 1.0)
 
 
 def test_nothing_to_score(device):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""window_scores, one query at a time in float64."""
+"""window_scores, one row at a time in float64."""
 
 import torch
 
@@ -8,14 +8,14 @@ def weights_of_row(queries, keys, scale):
     """Softmax weights [g, W, n] and lse [g, W] of the last W queries; a query that does not exist has 0 and -inf."""
     group, window, _ = queries.shape
     n = keys.shape[0]
-    queries, keys = queries.double(), keys.double()
+    logits = queries.double() @ keys.double().T * scale
+    sees = torch.arange(n) <= torch.arange(n - window, n)[:, None]
+    exists = sees.any(1)
+    logits = logits[:, exists].masked_fill(~sees[exists], float("-inf"))
     weights = torch.zeros(group, window, n, dtype=torch.float64)
     lse = torch.full((group, window), float("-inf"), dtype=torch.float64)
-    for i in range(max(window - n, 0), window):
-        seen = n - window + i + 1
-        logits = (keys[:seen] * queries[:, i, None]).sum(2) * scale
-        weights[:, i, :seen] = torch.softmax(logits, 1)
-        lse[:, i] = torch.logsumexp(logits, 1)
+    weights[:, exists] = torch.softmax(logits, 2).masked_fill(~sees[exists], 0.0)
+    lse[:, exists] = torch.logsumexp(logits, 2)
     lse[lse == float("inf")] = float("nan")
     return weights, lse
 
