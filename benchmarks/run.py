@@ -152,10 +152,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Arguments; an operator without a bench file is an error that lists those that have one."""
     known = registry()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ops", nargs="+", metavar="OP", default=list(known), help="operators to time; default: all")
+    parser.add_argument("--ops", nargs="*", metavar="OP", default=[], help="operators to time; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--quick", action="store_true", help="fewer groups and less time a case")
     options = parser.parse_args(arguments)
+    options.ops = options.ops or list(known)
     for op in options.ops:
         if op not in known:
             parser.error(f"--ops: no bench file for {op!r}; there is one for {', '.join(known)}")

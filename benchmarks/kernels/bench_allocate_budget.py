@@ -29,7 +29,7 @@ def case(count, rows, num_groups, mean, length):
             share = torch.minimum(share.clamp_min(8), length.unsqueeze(1).double())
             limit = share.floor()
             missing = total - limit.sum(1)
-            rank = (limit - share).argsort(1, stable=True).argsort(1)
+            rank = (limit - share).argsort(dim=1, stable=True).argsort(1)
             return (limit + (rank < missing.unsqueeze(1))).int()
 
         return run

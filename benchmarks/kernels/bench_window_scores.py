@@ -30,7 +30,7 @@ def case(tokens, window, dtype=torch.bfloat16):
         behind = torch.arange(tokens, device="cuda")[None] > newest[:, None]
 
         def call():
-            logits = query.view(1, ROWS, GROUP * window, DIM) @ key.mT * SCALE
+            logits = query.reshape(1, ROWS, GROUP * window, DIM) @ key.mT * SCALE
             logits = logits.view(1, HEADS, window, tokens).masked_fill(behind, float("-inf"))
             return torch.softmax(logits, -1, dtype=torch.float32).sum(2).view(ROWS, GROUP, tokens).mean(1)
 

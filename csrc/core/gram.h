@@ -73,9 +73,8 @@ constexpr SpectrumPlan spectrum_plan(int64_t matrices, int64_t seq_len, int32_t 
   const int64_t groups = max_of<int64_t>(ceil_div(matrices, most), 1);
   plan.group = static_cast<int32_t>(max_of<int64_t>(ceil_div(matrices, groups), 1));
   const int64_t blocks_per_sm = 256 / plan.tile;
-  plan.sum_chunks = static_cast<int32_t>(
-      clamp<int64_t>(ceil_div<int64_t>(4 * sm_count, plan.group), 1,
-                     clamp<int64_t>(ceil_div<int64_t>(seq_len, 64), 1, kMostSums)));
+  plan.sum_chunks = static_cast<int32_t>(clamp<int64_t>(ceil_div<int64_t>(4 * sm_count, plan.group), 1,
+                                                        clamp<int64_t>(ceil_div<int64_t>(seq_len, 64), 1, kMostSums)));
   const int64_t wanted = max_of<int64_t>(sm_count * blocks_per_sm / plan.group, ceil_div(seq_len, kLongestChunk));
   plan.gram_chunks =
       static_cast<int32_t>(clamp<int64_t>(wanted, 1, max_of<int64_t>(ceil_div<int64_t>(seq_len, 128), 1)));

@@ -115,6 +115,7 @@ __device__ __forceinline__ void evict_row(const DecodeEvictParams& params, const
     slot = slot_at(order, place, step.len);
     __syncthreads();  // every thread knows the slot before order changes
     reorder(order, place, slot, step.len);
+    if (threadIdx.x == 0) params.row_len[row] = step.len;  // a length beyond the room is set right
   } else {
     __syncthreads();  // every thread has read row_len and vote_step before they change
     if (threadIdx.x == 0) {

@@ -38,7 +38,8 @@ template <class T>
 __device__ __forceinline__ float finish_channel(const RaggedAttentionParams& params, const QueryFinish& finish,
                                                 int channel, float unnormalised) {
   const float own = finish.own == 0.0f ? 0.0f : finish.own * unnormalised;
-  if (finish.other == 0.0f) return own;
+  // Without another part the weight is 0, or NaN where the own part is NaN.
+  if (params.other_out == nullptr || finish.other == 0.0f) return own;
   return own + finish.other * to_float(static_cast<const T*>(params.other_out)[finish.other_offset + channel]);
 }
 
