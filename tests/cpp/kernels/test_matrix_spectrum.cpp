@@ -3,6 +3,7 @@
 // degenerate heads, and nothing written outside the buffers.
 #include "kernels/matrix_spectrum.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -28,13 +29,7 @@ struct Problem {
   float* token(int b, int h, int s) { return values.data() + ((int64_t{b} * heads + h) * seq_len + s) * width; }
 };
 
-float as_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits &= 0xffff0000u;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
+float as_bfloat16(float x) { return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0xffff0000u); }
 
 /// Random tokens with unequal channel sizes and a common offset; what is not real is NaN.
 Problem make_problem(int batch, int heads, int seq_len, int dim, int width, bool half) {
