@@ -3,6 +3,9 @@
 
 import os
 
+# A pool of compile workers a test process starts slowly and can outlive its tests.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 import torch
 

@@ -24,16 +24,15 @@ struct Problem {
   int batch, heads, seq_len, dim, width;  // width: elements from token to token
   bool half;                              // bfloat16 instead of float32
   std::vector<int32_t> first, length;
-  std::vector<float> values;  // [B, H, S, width]; exact in bfloat16 where `half`
+  std::vector<float> values;           // [B, H, S, width]
+  std::vector<uint16_t> short_values;  // the same numbers as bfloat16, where `half`
 
   float* token(int b, int h, int s) { return values.data() + ((int64_t{b} * heads + h) * seq_len + s) * width; }
 };
 
-float as_bfloat16(float x) { return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0xffff0000u); }
-
 /// Random tokens with unequal channel sizes and a common offset; what is not real is NaN.
 Problem make_problem(int batch, int heads, int seq_len, int dim, int width, bool half) {
-  Problem p{batch, heads, seq_len, dim, width, half, {}, {}, {}};
+  Problem p{batch, heads, seq_len, dim, width, half, {}, {}, {}, {}};
   std::mt19937 random(static_cast<unsigned>(dim * 31 + seq_len));
   std::normal_distribution<float> normal;
   p.values.assign(static_cast<size_t>(batch) * heads * seq_len * width, kNan);
@@ -43,10 +42,15 @@ Problem make_problem(int batch, int heads, int seq_len, int dim, int width, bool
     for (int h = 0; h < heads; ++h) {
       for (int s = p.first[b]; s < p.first[b] + p.length[b]; ++s) {
         for (int j = 0; j < dim; ++j) {
-          const float x = normal(random) / static_cast<float>(1 + j % 7) + 0.5f;
-          p.token(b, h, s)[j] = half ? as_bfloat16(x) : x;
+          p.token(b, h, s)[j] = normal(random) / static_cast<float>(1 + j % 7) + 0.5f;
         }
       }
+    }
+  }
+  if (half) {
+    for (const float x : p.values) p.short_values.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16));
+    for (size_t i = 0; i < p.values.size(); ++i) {
+      p.values[i] = std::bit_cast<float>(static_cast<uint32_t>(p.short_values[i]) << 16);
     }
   }
   return p;
@@ -85,15 +89,7 @@ std::vector<double> oracle(Problem& p, int b, int h) {
 }
 
 std::vector<float> launch(const Problem& p, int top, bool vectors) {
-  std::vector<uint16_t> short_values;
-  if (p.half) {
-    for (const float x : p.values) {
-      uint32_t bits;
-      std::memcpy(&bits, &x, 4);
-      short_values.push_back(static_cast<uint16_t>(bits >> 16));
-    }
-  }
-  DeviceArray<uint16_t> half_states(short_values);
+  DeviceArray<uint16_t> half_states(p.short_values);
   DeviceArray<float> states(p.half ? std::vector<float>{} : p.values);
   DeviceArray<int32_t> first(p.first), length(p.length);
   DeviceArray<float> spectrum(static_cast<size_t>(p.batch) * p.heads * top);
