@@ -67,7 +67,9 @@ def torch_environment():
 def check_tools():
     """Stops with one line when a compiler or a build tool is missing."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which(compiler.split()[0]):
+    if os.environ.get("CXX") and not shutil.which(compiler.split()[0]):
+        stop(f"CXX={compiler} is not a program that can be run: name a C++ compiler, g++ 11 or newer")
+    if not compiler:
         stop("no C++ compiler found: install g++ 11 or newer (or clang 14), or name one in CXX")
     for tool in missing_tools():
         stop(f"{tool} is missing: install it with `pip install '{tool}'`")
@@ -100,8 +102,8 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             f"-DUNCOMP_PYTHON={sys.executable}",
-            f"-DUNCOMP_CUDA={os.environ.get('UNCOMP_CUDA', 'auto')}",
-            f"-DUNCOMP_CUDA_ARCHS={os.environ.get('UNCOMP_CUDA_ARCHS', '80;90a')}",
+            f"-DUNCOMP_CUDA={os.environ.get('UNCOMP_CUDA') or 'auto'}",
+            f"-DUNCOMP_CUDA_ARCHS={os.environ.get('UNCOMP_CUDA_ARCHS') or '80;90a'}",
             f"-DUNCOMP_BUILD_TESTS={'ON' if tests else 'OFF'}",
         ]
         jobs = os.environ.get("MAX_JOBS")

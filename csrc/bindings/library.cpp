@@ -32,6 +32,11 @@ void inference_only(const c10::OperatorHandle& op, c10::DispatchKeySet keys, tor
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
+/// torch would materialise such a view, run the operator on the copy and lose what it writes.
+void no_negated_views(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_VALUE(false, op.schema().name(), ": a tensor is a lazily negated view; call .resolve_neg() on it first");
+}
+
 #if !UNCOMP_WITH_CUDA
 void no_cuda_kernels(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
@@ -84,6 +89,10 @@ TORCH_LIBRARY(uncomp, m) {
 
 TORCH_LIBRARY_IMPL(uncomp, Autograd, m) {
   for (const char* op : uncomp::kOpNames) m.impl(op, torch::CppFunction::makeFromBoxedFunction<&inference_only>());
+}
+
+TORCH_LIBRARY_IMPL(uncomp, Negative, m) {
+  for (const char* op : uncomp::kOpNames) m.impl(op, torch::CppFunction::makeFromBoxedFunction<&no_negated_views>());
 }
 
 #if !UNCOMP_WITH_CUDA

@@ -126,6 +126,24 @@ inline Reduce parse_reduce(const char* op, const char* name, std::string_view mo
                      allow_none ? ", \"max\" or \"none\"" : " or \"max\"", "; got \"", std::string(mode), "\"");
 }
 
+struct NamedTensor {
+  const char* name;
+  const at::Tensor& tensor;
+};
+
+/// Tensors of which at least one of each pair is written share no memory. All of them are contiguous.
+inline void check_apart(const char* op, std::initializer_list<NamedTensor> written) {
+  for (const NamedTensor* a = written.begin(); a != written.end(); ++a) {
+    for (const NamedTensor* b = a + 1; b != written.end(); ++b) {
+      const char* from_a = static_cast<const char*>(a->tensor.const_data_ptr());
+      const char* from_b = static_cast<const char*>(b->tensor.const_data_ptr());
+      const bool apart = a->tensor.numel() == 0 || b->tensor.numel() == 0 || from_a + a->tensor.nbytes() <= from_b ||
+                         from_b + b->tensor.nbytes() <= from_a;
+      UNCOMP_CHECK_VALUE(op, apart, b->name, " must not share memory with ", a->name, "; both are one storage");
+    }
+  }
+}
+
 inline DType kernel_dtype(const at::Tensor& t) {
   switch (t.scalar_type()) {
     case at::kFloat:

@@ -75,6 +75,15 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   UNCOMP_CHECK_VALUE(kOp, call.sink >= 0, "sink must not be negative; got ", call.sink);
   check_pool_width(kOp, call.pool);
   check_finite_scale(kOp, call.scale);
+  check_apart(kOp, {{"row_start", call.row_start},
+                    {"row_len", call.row_len},
+                    {"key_rows", call.key_rows},
+                    {"value_rows", call.value_rows},
+                    {"slot_position", call.slot_position},
+                    {"votes", call.votes},
+                    {"vote_sum", call.vote_sum},
+                    {"vote_step", call.vote_step},
+                    {"order", call.order}});
   return {num_rows,
           layout.rows_per_sequence,
           static_cast<int32_t>(num_kv_heads),

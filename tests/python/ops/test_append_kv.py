@@ -275,6 +275,25 @@ def test_hostile_layouts_on_the_device_stay_inside():
         assert "uncomp::append_kv_" in str(error)
 
 
+def shared_memory_call():
+    row, none = torch.tensor([0, 4], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    new, now = torch.ones(1, 1, 1, 8), torch.zeros(1, 1, dtype=torch.int32)
+    return (new, new, now, row, none), torch.zeros(4, 8), torch.zeros(4, dtype=torch.int32)
+
+
+def test_written_tensors_may_not_share_memory():
+    args, rows, slots = shared_memory_call()
+    with pytest.raises(ValueError, match="uncomp::append_kv_: value_rows must not share memory with key_rows"):
+        ops.append_kv_(*args, rows, rows, slots)
+    assert not rows.any()
+
+
+def test_negated_views_are_refused():
+    args, rows, slots = shared_memory_call()
+    with pytest.raises(ValueError, match="uncomp::append_kv_: a tensor is a lazily negated view"):
+        ops.append_kv_(*args, torch._neg_view(rows), rows.clone(), slots)
+
+
 # ---- opcheck
 def test_opcheck(device):
     new, state = new_tokens(device, 1, 2, 3), arena([1, 2], [9, 9], device)
