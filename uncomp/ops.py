@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One typed function an operator, and its fake kernel. The only file that says torch.ops.
+"""One typed function an operator. The only file that says torch.ops.
 
 Contracts (shapes, dtypes, units, errors, cost, source) are in csrc/ops/<op>.h. Letters: B sequences, Hq query heads,
 Hkv KV heads, R = B * rows per sequence, S prompt tokens, W window, D head dim, C slots of an arena.
@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import register_fake
 
-from uncomp import _extension  # noqa: F401  registers torch.ops.uncomp
+from uncomp import _fakes  # noqa: F401  registers torch.ops.uncomp and its fake kernels
 
 _ops = torch.ops.uncomp
 
@@ -34,12 +33,6 @@ def matrix_spectrum(states: Tensor, top: int, *, first: Tensor | None = None, le
     return _ops.matrix_spectrum(states, first, length, top)
 
 
-@register_fake("uncomp::matrix_spectrum")
-def _(states, first, length, top):
-    dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
-    return states.new_empty((states.shape[0], states.shape[1], top), dtype=dtype)
-
-
 # ---- matrix_entropy
 def matrix_entropy(spectrum: Tensor, top: int, dim: int, *, kind: str = "truncated") -> tuple[Tensor, Tensor]:
     """Truncated matrix entropy and effective rank of spectra.
@@ -54,11 +47,6 @@ def matrix_entropy(spectrum: Tensor, top: int, dim: int, *, kind: str = "truncat
     Source: docs/method.md "Entropy".
     """
     return _ops.matrix_entropy(spectrum, top, dim, kind)
-
-
-@register_fake("uncomp::matrix_entropy")
-def _(spectrum, top, dim, kind="truncated"):
-    return spectrum.new_empty(spectrum.shape[:-1]), spectrum.new_empty(spectrum.shape[:-1])
 
 
 # ---- group_heads
@@ -76,11 +64,6 @@ def group_heads(entropy: Tensor, num_groups: int, *, order: str = "ascending") -
     return _ops.group_heads(entropy, num_groups, order)
 
 
-@register_fake("uncomp::group_heads")
-def _(entropy, num_groups, order="ascending"):
-    return entropy.new_empty(entropy.shape, dtype=torch.int32), entropy.new_empty(entropy.shape, dtype=torch.int32)
-
-
 # ---- allocate_budget
 def allocate_budget(group: Tensor, weight: Tensor, length: Tensor, total: Tensor, floor: int) -> Tensor:
     """Token limit of every row; the limits of a sequence sum to its total exactly.
@@ -96,11 +79,6 @@ def allocate_budget(group: Tensor, weight: Tensor, length: Tensor, total: Tensor
     Source: docs/method.md "Budget".
     """
     return _ops.allocate_budget(group, weight, length, total, floor)
-
-
-@register_fake("uncomp::allocate_budget")
-def _(group, weight, length, total, floor):
-    return torch.empty_like(group)
 
 
 # ---- window_scores
@@ -137,28 +115,6 @@ def window_scores(
     return _ops.window_scores(
         query, key, value, first, length, row_start, row_len, columns, scale, reduce_window, reduce_group
     )
-
-
-@register_fake("uncomp::window_scores")
-def _(
-    query,
-    key,
-    value,
-    first,
-    length,
-    row_start,
-    row_len,
-    columns,
-    scale,
-    reduce_window="sum",
-    reduce_group="mean",
-):
-    batch, num_q_heads, window, _ = query.shape
-    dense = key.dim() == 4
-    rows_of_key = batch * key.shape[1] if dense else row_len.shape[0]
-    rows = batch * num_q_heads if reduce_group == "none" else rows_of_key
-    scores = query.new_empty((rows, key.shape[2] if dense else columns), dtype=torch.float32)
-    return scores, query.new_empty((batch, num_q_heads, window), dtype=torch.float32)
 
 
 # ---- seed_votes_
@@ -207,11 +163,6 @@ def seed_votes_(
     )
 
 
-@register_fake("uncomp::seed_votes_")
-def _(*args, **kwargs):
-    return None
-
-
 # ---- select_tokens
 def select_tokens(
     scores: Tensor,
@@ -238,14 +189,6 @@ def select_tokens(
     Source: docs/method.md "Selection".
     """
     return _ops.select_tokens(scores, length, keep_len, total_keep, sink, window, pool, pool_mode)
-
-
-@register_fake("uncomp::select_tokens")
-def _(scores, length, keep_len, total_keep, sink, window, pool, pool_mode="max"):
-    return (
-        scores.new_empty((total_keep,), dtype=torch.int32),
-        scores.new_empty((scores.shape[0] + 1,), dtype=torch.int32),
-    )
 
 
 # ---- compact_kv
@@ -280,16 +223,6 @@ def compact_kv(
     return _ops.compact_kv(key, value, position, first, source_start, index, index_start, row_start, capacity)
 
 
-@register_fake("uncomp::compact_kv")
-def _(key, value, position, first, source_start, index, index_start, row_start, capacity):
-    return (
-        key.new_empty((capacity, key.shape[-1])),
-        value.new_empty((capacity, value.shape[-1])),
-        index.new_empty((capacity,)),
-        index.new_empty((row_start.shape[0] - 1,)),
-    )
-
-
 # ---- append_kv_
 def append_kv_(
     key: Tensor,
@@ -317,11 +250,6 @@ def append_kv_(
     _ops.append_kv_(key, value, position, first, length, row_start, row_len, key_rows, value_rows, slot_position)
 
 
-@register_fake("uncomp::append_kv_")
-def _(*args, **kwargs):
-    return None
-
-
 # ---- decode_attention
 def decode_attention(
     query: Tensor, key_rows: Tensor, value_rows: Tensor, row_start: Tensor, row_len: Tensor, scale: float
@@ -337,15 +265,6 @@ def decode_attention(
     Source: docs/method.md "Decode".
     """
     return _ops.decode_attention(query, key_rows, value_rows, row_start, row_len, scale)
-
-
-@register_fake("uncomp::decode_attention")
-def _(query, key_rows, value_rows, row_start, row_len, scale):
-    batch, heads = query.shape[:2]
-    return (
-        query.new_empty((batch, heads, 1, value_rows.shape[1])),
-        query.new_empty((batch, heads), dtype=torch.float32),
-    )
 
 
 # ---- decode_evict_
@@ -407,15 +326,6 @@ def decode_evict_(
     )
 
 
-@register_fake("uncomp::decode_evict_")
-def _(query, key, value, *args, **kwargs):
-    batch, heads = query.shape[:2]
-    return (
-        query.new_empty((batch, heads, 1, value.shape[3])),
-        query.new_empty((batch, heads), dtype=torch.float32),
-    )
-
-
 # ---- ragged_attention
 def ragged_attention(
     query: Tensor,
@@ -450,15 +360,6 @@ def ragged_attention(
     )
 
 
-@register_fake("uncomp::ragged_attention")
-def _(query, key, value, other_out, other_lse, first, length, key_rows, value_rows, row_start, row_len, scale):
-    batch, heads, tokens = query.shape[:3]
-    return (
-        query.new_empty((batch, heads, tokens, value_rows.shape[1])),
-        query.new_empty((batch, heads, tokens), dtype=torch.float32),
-    )
-
-
 # ---- gather_tokens
 def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     """Gathers the tokens of several tensors by one index, in one launch.
@@ -471,8 +372,3 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     Source: docs/method.md "Hidden-state pruning".
     """
     return _ops.gather_tokens(tensors, index)
-
-
-@register_fake("uncomp::gather_tokens")
-def _(tensors, index):
-    return [t.new_empty((index.shape[0], index.shape[1], *t.shape[2:])) for t in tensors]

@@ -3,17 +3,49 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
+import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import uncomp
 
 
-def opcheck(name: str, *args, **kwargs) -> None:
-    """torch's own checks of schema, fake kernel, autograd registration and compiled dispatch of uncomp::<name>."""
+def opcheck(name: str, *args) -> None:
+    """torch's own checks of schema, fake kernel, autograd registration and compiled dispatch of uncomp::<name>, and
+    ours of what its fake kernel refuses."""
     op = getattr(torch.ops.uncomp, name).default
-    torch.library.opcheck(op, args, kwargs)
+    torch.library.opcheck(op, args)
+    fake_kernel_refuses(op, args)
+
+
+def fake_kernel_refuses(op, args: tuple) -> None:
+    """The call on `meta` works; with one tensor left there, or of another dtype or rank, it names that tensor."""
+    on_meta = tree_map_only(torch.Tensor, lambda t: t.to("meta"), args)
+    op(*on_meta)
+    stray = (args, lambda t: t.to("meta"), ValueError, "must be on .* where .* is; got meta", ())
+    dtype = (on_meta, lambda t: t.to(torch.complex64), TypeError, "must .*; got complex64", ("tensors",))
+    rank = (on_meta, lambda t: t[(None,) * 5], ValueError, r"must have shape .*; got \[1, 1", ("tensors", "spectrum"))
+    alone = sum(isinstance(value, torch.Tensor) for value in tree_leaves(args)) == 1  # one tensor cannot stray
+    for call, change, kind, text, free in (dtype, rank) if alone else (stray, dtype, rank):
+        for i, argument in enumerate(op._schema.arguments[: len(call)]):
+            for place, value in each_tensor_changed(call[i], change):
+                if argument.name not in free:
+                    name = re.escape(argument.name + place)
+                    with pytest.raises(kind, match=f"^{op._schema.name}: {name} {text}"):
+                        op(*call[:i], value, *call[i + 1 :])
+
+
+def each_tensor_changed(value, change: Callable):
+    """For each tensor of an argument: its place in the argument, and the argument with it changed."""
+    if isinstance(value, torch.Tensor):
+        yield "", change(value)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            for place, one in each_tensor_changed(item, change):
+                yield f"[{i}]{place}", [*value[:i], one, *value[i + 1 :]]
 
 
 def capture_graph(step: Callable):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import uncomp
-from uncomp import _extension, ops
+from uncomp import _extension, _fakes, ops
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = _extension.op_names()
@@ -22,7 +23,8 @@ OPS = _extension.op_names()
 MAY_IMPORT = {
     "_version": set(),
     "_extension": {"_C"},
-    "ops": {"_extension"},
+    "_fakes": {"_extension"},
+    "ops": {"_fakes"},
     "testing": set(),
     "__init__": {"_extension", "_version", "ops"},
 }
@@ -116,10 +118,9 @@ def test_one_list_of_operators():
     library = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc/bindings/library.cpp").read_text())
     module = re.findall(r'^\s*expose\(m, "(\w+)"', (ROOT / "csrc/bindings/module.cpp").read_text(), re.MULTILINE)
     module = [name for name in module if name not in ("warmup", "take_device_error")]
-    fakes = re.findall(r'@register_fake\("uncomp::(\w+)"\)', (ROOT / "uncomp/ops.py").read_text())
     assert library == OPS
     assert module == OPS
-    assert fakes == OPS
+    assert list(_fakes.KERNELS) == OPS
     for op in OPS:
         assert callable(getattr(ops, op)), op
 
@@ -151,6 +152,14 @@ def test_an_operator_is_registered_for_every_key(op):
     for key in ("CPU", "CUDA", "Autograd", "Meta"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"uncomp::{op}", key) or key == "Meta", key
     assert torch._library.simple_registry.singleton.find(f"uncomp::{op}").fake_impl.kernel is not None
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_fake_kernel_describes_every_tensor_of_the_schema(op):
+    arguments = getattr(torch.ops.uncomp, op).default._schema.arguments
+    kernel, wanted = _fakes.KERNELS[op]
+    assert list(inspect.signature(kernel).parameters) == [argument.name for argument in arguments]
+    assert wanted.keys() == {argument.name for argument in arguments if "Tensor" in str(argument.type)}
 
 
 @pytest.mark.parametrize("op", OPS)
