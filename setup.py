@@ -6,10 +6,12 @@ Reads UNCOMP_CUDA, UNCOMP_CUDA_ARCHS, UNCOMP_BUILD_TESTS, UNCOMP_BUILD_DIR and M
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -64,13 +66,39 @@ def torch_environment():
     return environment
 
 
+def compile_failure(compiler):
+    """Why the compiler cannot build an empty program, None where it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*shlex.split(compiler), "-std=c++20", "-x", "c++", "-", "-o", os.path.join(folder, "program")]
+        try:
+            result = subprocess.run(command, input="int main() {}\n", capture_output=True, text=True, check=False)
+        except OSError as error:
+            return error.strerror
+    if result.returncode == 0:
+        return None
+    said = result.stderr.strip().splitlines()
+    return said[0] if said else f"exit status {result.returncode}"
+
+
+def check_build_folder(build):
+    """Makes the build folder; stops with one line where it cannot be written."""
+    try:
+        build.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=build).close()
+    except OSError as error:
+        stop(f"the build folder {build} cannot be written ({error.strerror}): name another in UNCOMP_BUILD_DIR")
+
+
 def check_tools():
-    """Stops with one line when a compiler or a build tool is missing."""
+    """Stops with one line when a compiler or a build tool is missing or does not work."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if os.environ.get("CXX") and not shutil.which(compiler.split()[0]):
         stop(f"CXX={compiler} is not a program that can be run: name a C++ compiler, g++ 11 or newer")
     if not compiler:
         stop("no C++ compiler found: install g++ 11 or newer (or clang 14), or name one in CXX")
+    why = compile_failure(compiler)
+    if why:
+        stop(f"the C++ compiler {compiler} cannot build a C++20 program ({why}): name g++ 11 or newer in CXX")
     for tool in missing_tools():
         stop(f"{tool} is missing: install it with `pip install '{tool}'`")
 
@@ -92,6 +120,7 @@ class CMakeBuild(build_ext):
         if described.returncode != 0:
             sys.exit(described.stderr.strip())
         build = Path(os.environ.get("UNCOMP_BUILD_DIR", ROOT / "build" / sys.implementation.cache_tag)).resolve()
+        check_build_folder(build)
         tests = os.environ.get("UNCOMP_BUILD_TESTS", "0") not in ("", "0")
         configure = [
             "cmake",
