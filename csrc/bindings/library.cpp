@@ -6,6 +6,8 @@
 #include <torch/library.h>
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "bindings/op_names.h"
 
@@ -30,6 +32,23 @@ void inference_only(const c10::OperatorHandle& op, c10::DispatchKeySet keys, tor
     }
   }
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+/// What an operator wrote is a new version of the tensor, so that autograd, which may have saved it, does not use it
+/// unawares. Inference tensors count no versions.
+void count_versions(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const std::vector<c10::Argument>& arguments = op.schema().arguments();
+  std::vector<at::Tensor> written;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const c10::AliasInfo* alias = arguments[i].alias_info();
+    if (alias != nullptr && alias->isWrite()) {
+      written.push_back(torch::jit::peek(*stack, i, arguments.size()).toTensor());
+    }
+  }
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  for (const at::Tensor& t : written) {
+    if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 /// torch would materialise such a view, run the operator on the copy and lose what it writes.
@@ -89,6 +108,14 @@ TORCH_LIBRARY(uncomp, m) {
 
 TORCH_LIBRARY_IMPL(uncomp, Autograd, m) {
   for (const char* op : uncomp::kOpNames) m.impl(op, torch::CppFunction::makeFromBoxedFunction<&inference_only>());
+}
+
+TORCH_LIBRARY_IMPL(uncomp, ADInplaceOrView, m) {
+  for (const char* op : uncomp::kOpNames) {
+    if (std::string_view(op).ends_with('_')) {
+      m.impl(op, torch::CppFunction::makeFromBoxedFunction<&count_versions>());
+    }
+  }
 }
 
 TORCH_LIBRARY_IMPL(uncomp, Negative, m) {

@@ -131,7 +131,7 @@ void seed_votes_cpu(const at::Tensor& query, const at::Tensor& lse, const at::Te
   int32_t* vote = votes.mutable_data_ptr<int32_t>();
   int32_t* sum = vote_sum.mutable_data_ptr<int32_t>();
   int32_t* rank = order.mutable_data_ptr<int32_t>();
-  vote_step.zero_();
+  std::fill_n(vote_step.mutable_data_ptr<int32_t>(), vote_step.numel(), 0);
   at::parallel_for(0, plan.num_rows, 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     for (int64_t r = begin; r < end; ++r) {

@@ -15,10 +15,27 @@ import uncomp
 
 def opcheck(name: str, *args) -> None:
     """torch's own checks of schema, fake kernel, autograd registration and compiled dispatch of uncomp::<name>, and
-    ours of what its fake kernel refuses."""
+    ours of what its fake kernel refuses and of version counters."""
     op = getattr(torch.ops.uncomp, name).default
     torch.library.opcheck(op, args)
     fake_kernel_refuses(op, args)
+    versions_follow_writes(op, args)
+
+
+def versions_follow_writes(op, args: tuple) -> None:
+    """A call counts one version on what the schema says it writes, none elsewhere; inference tensors have none."""
+    names = [argument.name for argument in op._schema.arguments]
+    written = {a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    assert bool(written) == op._schema.name.endswith("_")
+    for mode in (torch.no_grad, torch.inference_mode):
+        call = tree_map_only(torch.Tensor, torch.clone, args)
+        with mode():
+            op(*call)
+        counted = {n for n, t in zip(names, call, strict=False) if isinstance(t, torch.Tensor) and t._version == 1}
+        assert counted == written
+    with torch.inference_mode():
+        call = tree_map_only(torch.Tensor, torch.clone, args)
+    op(*call)
 
 
 def fake_kernel_refuses(op, args: tuple) -> None:
