@@ -296,7 +296,7 @@ def decode_evict_(
         query: [B, Hq, 1, Dk]. key: [B, Hkv, 1, Dk]. value: [B, Hkv, 1, Dv]. position: [B] int32.
         row_start: [R + 1] int32; a row's room is its limit. All that follows is changed in place:
         row_len: [R] int32; key_rows, value_rows: [C, D]; slot_position: [C] int32;
-        votes: [Wd, C] int32; vote_sum: [C] int32; vote_step: [R] int32; order: [C] int32.
+        votes: [Wd, C] int32; vote_sum: [C] int32; vote_step: [R] int32, taken modulo Wd; order: [C] int32.
         window: newest tokens that stay. sink: first tokens that stay. pool, pool_mode: as in select_tokens.
         scale: factor of the logits. reduce_group: "mean", "sum" or "max" over the query group's weights.
     Returns:

@@ -252,8 +252,8 @@ Raises:
 Args:
     query, key, value: [B, Hq, 1, Dk], [B, Hkv, 1, Dk], [B, Hkv, 1, Dv] the new token; position: [B] int32.
     row_start: [R + 1] int32 slots; a row's room is its limit.
-    row_len [R], key_rows [C, Dk], value_rows [C, Dv], slot_position [C], votes [Wd, C], vote_sum [C], vote_step [R],
-        order [C]: changed in place; integers are int32.
+    row_len [R], key_rows [C, Dk], value_rows [C, Dv], slot_position [C], votes [Wd, C], vote_sum [C], vote_step [R]
+        (taken modulo Wd), order [C]: changed in place; integers are int32.
     window, sink: newest and first tokens that stay. pool, pool_mode: odd width and "max" or "avg".
     scale: factor of the logits. reduce_group: "mean", "sum" or "max" over the query group's weights.
 Returns:

@@ -25,7 +25,8 @@ namespace uncomp {
 /// slot_position [C]      int32
 /// votes         [Wd, C]  int32   ring of the last Wd steps, fixed point of core/votes.h
 /// vote_sum      [C]      int32   sum over the ring, kept exact: new - old
-/// vote_step     [R]      int32   ring row (counter mod Wd) that this step replaces; left as the next ring row
+/// vote_step     [R]      int32   any number, taken modulo Wd: the ring row that this step replaces; left as the next
+///                                ring row, in 0 .. Wd - 1
 /// order         [C]      int32   order[row_start + i] is the slot, counted inside the row, of the i-th token by
 ///                                position, i < K
 /// window        newest tokens that stay, the new one among them; at least 1
