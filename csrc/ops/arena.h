@@ -53,6 +53,26 @@ inline HeadLayout check_head_layout(const char* op, int64_t batch, int64_t num_q
   return {static_cast<int32_t>(rows), static_cast<int32_t>(group)};
 }
 
+/// What the launches of all attention over an arena read and write, but for the strides of the query.
+template <class Params>
+void set_arena(Params& params, const at::Tensor& query, const at::Tensor& key_rows, const at::Tensor& value_rows,
+               const at::Tensor& row_start, const at::Tensor& row_len, const HeadLayout& layout, double scale,
+               const at::Tensor& out, const at::Tensor& lse) {
+  params.query = query.const_data_ptr();
+  params.key_rows = key_rows.const_data_ptr();
+  params.value_rows = value_rows.const_data_ptr();
+  params.rows = {row_start.const_data_ptr<int32_t>(), row_len.const_data_ptr<int32_t>(), key_rows.size(0),
+                 static_cast<int32_t>(row_len.size(0))};
+  params.out = out.mutable_data_ptr();
+  params.lse = lse.mutable_data_ptr<float>();
+  params.rows_per_sequence = layout.rows_per_sequence;
+  params.group_size = layout.group_size;
+  params.key_dim = static_cast<int32_t>(key_rows.size(1));
+  params.value_dim = static_cast<int32_t>(value_rows.size(1));
+  params.scale = static_cast<float>(scale);
+  params.dtype = kernel_dtype(query);
+}
+
 /// The layout as plain numbers on the CPU, after a look at every one of them: ValueError for a row that is out of
 /// order, outside the arena or longer than its room.
 inline RaggedRows checked_rows(const char* op, const at::Tensor& row_start, const at::Tensor& row_len,

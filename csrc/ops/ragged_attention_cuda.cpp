@@ -30,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> ragged_attention_cuda(const at::Tensor& query
   at::Tensor lse = at::empty({batch, heads, tokens}, query.options().dtype(at::kFloat));
 
   kernels::RaggedAttentionParams params{};
-  params.query = query.const_data_ptr();
+  set_arena(params, query, key_rows, value_rows, row_start, row_len, layout, scale, out, lse);
   params.query_strides = strides3(query);
   params.rows_per_kv_head = 1;
   if (key.has_value()) {
@@ -47,18 +47,6 @@ std::tuple<at::Tensor, at::Tensor> ragged_attention_cuda(const at::Tensor& query
     params.other_lse_strides = strides3(*other_lse);
   }
   params.tokens = {data_or_null<int32_t>(first), data_or_null<int32_t>(length), static_cast<int32_t>(tokens)};
-  params.key_rows = key_rows.const_data_ptr();
-  params.value_rows = value_rows.const_data_ptr();
-  params.rows = {row_start.const_data_ptr<int32_t>(), row_len.const_data_ptr<int32_t>(), key_rows.size(0),
-                 static_cast<int32_t>(num_rows)};
-  params.out = out.mutable_data_ptr();
-  params.lse = lse.mutable_data_ptr<float>();
-  params.rows_per_sequence = layout.rows_per_sequence;
-  params.group_size = layout.group_size;
-  params.key_dim = static_cast<int32_t>(key_rows.size(1));
-  params.value_dim = static_cast<int32_t>(value_rows.size(1));
-  params.scale = static_cast<float>(scale);
-  params.dtype = kernel_dtype(query);
 
   int64_t bytes = 0;
   check_launch("ragged_attention", kernels::ragged_attention_workspace_bytes(params, &bytes));

@@ -4,12 +4,9 @@
 #include "kernels/decode_attention/decode_attention.h"
 
 #include <cmath>
-#include <limits>
-#include <random>
 
-#include "support/catch.hpp"
+#include "support/attention.hpp"
 #include "support/device.hpp"
-#include "support/half.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -26,28 +23,15 @@ void run(const Problem& p) {
   CAPTURE(p.group, p.key_dim, p.value_dim, static_cast<int>(p.dtype), p.len.size());
   const int32_t rows = static_cast<int32_t>(p.len.size());
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
-  std::vector<int32_t> start{0};
-  for (const int32_t n : p.len) start.push_back(start.back() + n + p.spare);
-  const int64_t slots = start.back();
-  std::mt19937 random(11);
-  std::normal_distribution<float> normal;
-  std::vector<float> query(static_cast<size_t>(rows) * p.group * p.key_dim), key(slots * p.key_dim),
-      value(slots * p.value_dim);
-  for (std::vector<float>* v : {&query, &key, &value}) {
-    for (float& x : *v) x = rounded(normal(random), p.dtype);
-  }
-  for (int32_t r = 0; r < rows; ++r) {  // dead slots are NaN
-    for (int64_t s = start[r] + p.len[r]; s < start[r + 1]; ++s) {
-      for (int32_t d = 0; d < p.key_dim; ++d) key[s * p.key_dim + d] = std::nanf("");
-      for (int32_t d = 0; d < p.value_dim; ++d) value[s * p.value_dim + d] = std::nanf("");
-    }
-  }
+  const PackedRows packed(p.len, p.spare, p.key_dim, p.value_dim, p.dtype);
+  const std::vector<float> query = random_numbers(static_cast<size_t>(rows) * p.group * p.key_dim, p.dtype, 1);
 
   const int32_t bytes = dtype_bytes(p.dtype);
-  DeviceArray<unsigned char> q(encoded(query, p.dtype)), k(encoded(key, p.dtype)), v(encoded(value, p.dtype));
+  DeviceArray<unsigned char> q(encoded(query, p.dtype)), k(encoded(packed.key, p.dtype)),
+      v(encoded(packed.value, p.dtype));
   DeviceArray<unsigned char> out(static_cast<size_t>(rows) * p.group * p.value_dim * bytes);
   DeviceArray<float> lse(static_cast<size_t>(rows) * p.group);
-  DeviceArray<int32_t> starts(start), lens(p.len);
+  DeviceArray<int32_t> starts(packed.start), lens(p.len);
   const int32_t per_sequence = rows / p.batch;
   kernels::DecodeAttentionParams params{};
   params.query = q.data();
@@ -55,7 +39,7 @@ void run(const Problem& p) {
   params.query_head_stride = p.key_dim;
   params.key_rows = k.data();
   params.value_rows = v.data();
-  params.rows = {starts.data(), lens.data(), slots, rows};
+  params.rows = {starts.data(), lens.data(), packed.slots, rows};
   params.out = out.data();
   params.lse = lse.data();
   params.rows_per_sequence = per_sequence;
@@ -77,43 +61,14 @@ void run(const Problem& p) {
   REQUIRE(out.host() == first_out);
   REQUIRE(lse.host() == got_lse);
 
-  double off = 0, norm = 0;
-  for (int32_t r = 0; r < rows; ++r) {
-    for (int32_t h = 0; h < p.group; ++h) {
-      const int64_t head = int64_t{r} * p.group + h;
-      const int32_t n = p.len[r];
-      std::vector<double> logit(n), want(p.value_dim);
-      double top = -std::numeric_limits<double>::infinity(), sum = 0;
-      for (int32_t s = 0; s < n; ++s) {
-        for (int32_t d = 0; d < p.key_dim; ++d) {
-          logit[s] += double{scale} * query[head * p.key_dim + d] * key[(start[r] + s) * int64_t{p.key_dim} + d];
-        }
-        top = std::max(top, logit[s]);
-      }
-      for (int32_t s = 0; s < n; ++s) {
-        const double weight = std::exp(logit[s] - top);
-        sum += weight;
-        for (int32_t d = 0; d < p.value_dim; ++d) want[d] += weight * value[(start[r] + s) * int64_t{p.value_dim} + d];
-      }
-      if (n == 0) {
-        if (got_lse[head] != -std::numeric_limits<float>::infinity()) FAIL("lse of empty row " << r);
-      } else if (!(std::abs(got_lse[head] - (top + std::log(sum))) < 1e-4)) {
-        FAIL("lse of row " << r << " head " << h << ": " << got_lse[head] << " for " << top + std::log(sum));
-      }
-      double row_off = 0, row_norm = 0;
-      for (int32_t d = 0; d < p.value_dim; ++d) {
-        const double x = got[head * p.value_dim + d], y = n == 0 ? 0 : want[d] / sum;
-        row_off += (x - y) * (x - y);
-        row_norm += y * y;
-      }
-      if (!(row_off <= 4e-4 * row_norm))
-        FAIL("row " << r << " head " << h << " off by " << std::sqrt(row_off / row_norm));
-      off += row_off;
-      norm += row_norm;
-    }
+  AttentionOracle oracle(p.key_dim, p.value_dim, scale, p.dtype);
+  for (size_t i = 0; i < got_lse.size(); ++i) {
+    const int32_t r = static_cast<int32_t>(i) / p.group;
+    oracle.begin(&query[i * p.key_dim]);
+    oracle.see_row(packed, r, p.len[r]);
+    oracle.compare(&got[i * p.value_dim], got_lse[i], i);
   }
-  const double bound = p.dtype == DType::float32 ? 1e-5 : p.dtype == DType::float16 ? 2e-3 : 1e-2;
-  REQUIRE(std::sqrt(off) <= bound * std::sqrt(norm));
+  oracle.check_all();
 }
 
 }  // namespace

@@ -5,11 +5,9 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 
-#include "support/catch.hpp"
+#include "support/attention.hpp"
 #include "support/device.hpp"
-#include "support/half.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -26,43 +24,26 @@ struct Problem {
   DType dtype = DType::float16;
 };
 
-std::vector<float> random_numbers(size_t count, DType dtype, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> numbers(count);
-  for (float& x : numbers) x = rounded(normal(random), dtype);
-  return numbers;
-}
-
 void run(const Problem& p) {
   CAPTURE(p.group, p.tokens, p.key_dim, p.value_dim, static_cast<int>(p.dtype), static_cast<int>(p.fresh));
   const int32_t rows = static_cast<int32_t>(p.len.size()), per_sequence = rows / p.batch, spare = 2;
   const size_t queries = static_cast<size_t>(rows) * p.group * p.tokens,
                new_tokens = static_cast<size_t>(rows) * p.tokens;
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
-  std::vector<int32_t> start{0};
-  for (const int32_t n : p.len) start.push_back(start.back() + n + spare);
-  const int64_t slots = start.back();
+  const PackedRows packed(p.len, spare, p.key_dim, p.value_dim, p.dtype);
   const std::vector<float> query = random_numbers(queries * p.key_dim, p.dtype, 1);
-  std::vector<float> key = random_numbers(slots * p.key_dim, p.dtype, 2);
-  std::vector<float> value = random_numbers(slots * p.value_dim, p.dtype, 3);
   const std::vector<float> new_key = random_numbers(new_tokens * p.key_dim, p.dtype, 4);
   const std::vector<float> new_value = random_numbers(new_tokens * p.value_dim, p.dtype, 5);
   const std::vector<float> other = random_numbers(queries * p.value_dim, p.dtype, 6);
   std::vector<float> other_lse = random_numbers(queries, DType::float32, 7);
   for (size_t i = 0; i < queries; i += 3) other_lse[i] = -std::numeric_limits<float>::infinity();
-  for (int32_t r = 0; r < rows; ++r) {
-    for (int64_t s = start[r] + p.len[r]; s < start[r + 1]; ++s) {
-      for (int32_t d = 0; d < p.key_dim; ++d) key[s * p.key_dim + d] = std::nanf("");
-      for (int32_t d = 0; d < p.value_dim; ++d) value[s * p.value_dim + d] = std::nanf("");
-    }
-  }
 
-  DeviceArray<unsigned char> q(encoded(query, p.dtype)), k(encoded(key, p.dtype)), v(encoded(value, p.dtype)),
-      nk(encoded(new_key, p.dtype)), nv(encoded(new_value, p.dtype)), oo(encoded(other, p.dtype));
+  DeviceArray<unsigned char> q(encoded(query, p.dtype)), k(encoded(packed.key, p.dtype)),
+      v(encoded(packed.value, p.dtype)), nk(encoded(new_key, p.dtype)), nv(encoded(new_value, p.dtype)),
+      oo(encoded(other, p.dtype));
   DeviceArray<float> ol(other_lse), lse(queries);
   DeviceArray<unsigned char> out(queries * p.value_dim * dtype_bytes(p.dtype));
-  DeviceArray<int32_t> starts(start), lens(p.len), firsts(p.first), lengths(p.length);
+  DeviceArray<int32_t> starts(packed.start), lens(p.len), firsts(p.first), lengths(p.length);
   const auto strides = [&](int32_t heads, int32_t dim) {
     return Strides3{int64_t{heads} * p.tokens * dim, int64_t{p.tokens} * dim, dim};
   };
@@ -85,7 +66,7 @@ void run(const Problem& p) {
   params.tokens = {p.first.empty() ? nullptr : firsts.data(), p.length.empty() ? nullptr : lengths.data(), p.tokens};
   params.key_rows = k.data();
   params.value_rows = v.data();
-  params.rows = {starts.data(), lens.data(), slots, rows};
+  params.rows = {starts.data(), lens.data(), packed.slots, rows};
   params.out = out.data();
   params.lse = lse.data();
   params.rows_per_sequence = per_sequence;
@@ -107,57 +88,26 @@ void run(const Problem& p) {
   REQUIRE(out.host() == first_out);
   REQUIRE(lse.host() == got_lse);
 
-  double off = 0, norm = 0;
+  AttentionOracle oracle(p.key_dim, p.value_dim, scale, p.dtype);
   for (size_t i = 0; i < queries; ++i) {
     const int32_t t = static_cast<int32_t>(i % p.tokens), r = static_cast<int32_t>(i / p.tokens / p.group),
                   b = r / per_sequence;
     const int32_t first = p.first.empty() ? 0 : p.first[b];
     const int32_t count = p.length.empty() ? p.tokens - first : p.length[b];
-    std::vector<double> want(p.value_dim), logits;
-    std::vector<const float*> values;
-    const auto see = [&](const float* k_row, const float* v_row) {
-      double dot = 0;
-      for (int32_t d = 0; d < p.key_dim; ++d) dot += double{query[i * p.key_dim + d]} * k_row[d];
-      logits.push_back(dot * scale);
-      values.push_back(v_row);
-    };
+    oracle.begin(&query[i * p.key_dim]);
     if (t >= first && t < first + count) {
-      for (int64_t s = start[r]; s < start[r] + p.len[r]; ++s) see(&key[s * p.key_dim], &value[s * p.value_dim]);
+      oracle.see_row(packed, r, p.len[r]);
       if (p.fresh == New::keys) {
         for (int32_t j = first; j <= t; ++j) {
           const size_t at = static_cast<size_t>(r) * p.tokens + j;
-          see(&new_key[at * p.key_dim], &new_value[at * p.value_dim]);
+          oracle.see(&new_key[at * p.key_dim], &new_value[at * p.value_dim]);
         }
       }
-      if (p.fresh == New::other && !std::isinf(other_lse[i])) {
-        logits.push_back(other_lse[i]);
-        values.push_back(&other[i * p.value_dim]);
-      }
+      if (p.fresh == New::other && !std::isinf(other_lse[i])) oracle.add(other_lse[i], &other[i * p.value_dim]);
     }
-    double top = -std::numeric_limits<double>::infinity(), sum = 0;
-    for (const double x : logits) top = std::max(top, x);
-    for (size_t j = 0; j < logits.size(); ++j) {
-      const double weight = std::exp(logits[j] - top);
-      sum += weight;
-      for (int32_t d = 0; d < p.value_dim; ++d) want[d] += weight * values[j][d];
-    }
-    if (logits.empty()) {
-      if (got_lse[i] != -std::numeric_limits<float>::infinity()) FAIL("lse of query " << i << " that sees nothing");
-    } else if (!(std::abs(got_lse[i] - (top + std::log(sum))) < 1e-4)) {
-      FAIL("lse of query " << i << ": " << got_lse[i] << " for " << top + std::log(sum));
-    }
-    double row_off = 0, row_norm = 0;
-    for (int32_t d = 0; d < p.value_dim; ++d) {
-      const double x = got[i * p.value_dim + d], y = logits.empty() ? 0 : want[d] / sum;
-      row_off += (x - y) * (x - y);
-      row_norm += y * y;
-    }
-    if (!(row_off <= 4e-4 * row_norm)) FAIL("query " << i << " off by " << std::sqrt(row_off / row_norm));
-    off += row_off;
-    norm += row_norm;
+    oracle.compare(&got[i * p.value_dim], got_lse[i], i);
   }
-  const double bound = p.dtype == DType::float32 ? 1e-5 : p.dtype == DType::float16 ? 2e-3 : 1e-2;
-  REQUIRE(std::sqrt(off) <= bound * std::sqrt(norm));
+  oracle.check_all();
 }
 
 constexpr DType kDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
