@@ -6,93 +6,24 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
-#include <random>
 
 #include "core/eviction.h"
 #include "core/votes.h"
 #include "support/catch.hpp"
 #include "support/device.hpp"
-#include "support/half.hpp"
+#include "support/evict_problem.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
 
 namespace {
 
-struct Problem {
-  std::vector<int32_t> len, room;  // of each row
-  int32_t batch = 1, num_kv_heads = 1, group = 4, key_dim = 64, value_dim = 64, vote_window = 3;
-  int32_t window = 2, sink = 1, pool = 5;
-  Pool mode = Pool::max;
-  Reduce reduce = Reduce::mean;
-  DType dtype = DType::bfloat16;
-};
-
-struct State {
-  std::vector<int32_t> row_len, position, votes, vote_sum, vote_step, order;
-  std::vector<unsigned char> key, value;
-};
-
-/// The state and everything else a step reads, made on the host.
-struct Input {
-  std::vector<int32_t> start, new_position;
-  std::vector<float> query, new_key, new_value, key, value;
-  State state;
-
-  explicit Input(const Problem& p) : start{0} {
-    std::mt19937 random(5);
-    std::normal_distribution<float> normal;
-    const int32_t rows = static_cast<int32_t>(p.len.size());
-    for (const int32_t n : p.room) start.push_back(start.back() + n);
-    const int64_t slots = start.back();
-    const auto fill = [&](std::vector<float>& v, int64_t count) {
-      v.resize(count);
-      for (float& x : v) x = rounded(normal(random), p.dtype);
-    };
-    fill(query, int64_t{rows} * p.group * p.key_dim);
-    fill(new_key, int64_t{p.batch} * p.num_kv_heads * p.key_dim);
-    fill(new_value, int64_t{p.batch} * p.num_kv_heads * p.value_dim);
-    fill(key, slots * p.key_dim);
-    fill(value, slots * p.value_dim);
-    new_position.assign(p.batch, 1 << 20);
-    const int32_t garbage = std::numeric_limits<int32_t>::max();
-    state.row_len = p.len;
-    state.position.assign(slots, garbage);
-    state.votes.assign(p.vote_window * slots, garbage);
-    state.vote_sum.assign(slots, -garbage);
-    state.order.assign(slots, garbage);
-    for (int32_t r = 0; r < rows; ++r) {
-      state.vote_step.push_back(static_cast<int32_t>(random() % p.vote_window));
-      std::iota(state.order.begin() + start[r], state.order.begin() + start[r] + p.len[r], 0);
-      std::shuffle(state.order.begin() + start[r], state.order.begin() + start[r] + p.len[r], random);
-      const int32_t one = 1 << vote_scale_bits(p.vote_window);
-      for (int64_t s = start[r]; s < start[r + 1]; ++s) {
-        const bool live = s < start[r] + p.len[r];
-        if (live) {
-          state.position[start[r] + state.order[s]] = static_cast<int32_t>(s - start[r]);
-          state.vote_sum[s] = 0;
-          for (int32_t w = 0; w < p.vote_window; ++w) {
-            state.votes[w * slots + s] = static_cast<int32_t>(random() % (one / p.len[r] + 1));
-            state.vote_sum[s] += state.votes[w * slots + s];
-          }
-        } else {
-          std::fill_n(key.begin() + s * p.key_dim, p.key_dim, std::nanf(""));
-          std::fill_n(value.begin() + s * p.value_dim, p.value_dim, std::nanf(""));
-        }
-      }
-    }
-    state.key = encoded(key, p.dtype);
-    state.value = encoded(value, p.dtype);
-  }
-};
-
 struct Output {
-  State state;
+  EvictState state;
   std::vector<float> out, lse;
 };
 
-Output run(const Problem& p, const Input& in) {
+Output run(const EvictProblem& p, const EvictInput& in) {
   const int32_t rows = static_cast<int32_t>(p.len.size());
   const int64_t heads = int64_t{rows} * p.group;
   DeviceArray<unsigned char> query(encoded(in.query, p.dtype)), new_key(encoded(in.new_key, p.dtype)),
@@ -161,7 +92,7 @@ struct Attention {
   std::vector<double> weight, out, lse;
 };
 
-Attention attend(const Problem& p, const Input& in, int32_t r) {
+Attention attend(const EvictProblem& p, const EvictInput& in, int32_t r) {
   const int32_t rows_per_sequence = static_cast<int32_t>(p.len.size()) / p.batch, len = p.len[r];
   const int64_t kv_head =
       int64_t{r / rows_per_sequence} * p.num_kv_heads + r % rows_per_sequence / (rows_per_sequence / p.num_kv_heads);
@@ -189,7 +120,7 @@ Attention attend(const Problem& p, const Input& in, int32_t r) {
   return a;
 }
 
-double reduced(const Problem& p, const Attention& a, int32_t token) {
+double reduced(const EvictProblem& p, const Attention& a, int32_t token) {
   double all = 0;
   for (int32_t h = 0; h < p.group; ++h) {
     const double w = a.weight[int64_t{token} * p.group + h];
@@ -198,7 +129,7 @@ double reduced(const Problem& p, const Attention& a, int32_t token) {
   return all;
 }
 
-void check_row(const Problem& p, const Input& in, const Output& got, int32_t r) {
+void check_row(const EvictProblem& p, const EvictInput& in, const Output& got, int32_t r) {
   CAPTURE(r, p.len[r], p.room[r], p.group, static_cast<int>(p.dtype));
   const int64_t start = in.start[r], slots = in.start.back();
   const int32_t len = p.len[r], room = p.room[r], bits = vote_scale_bits(p.vote_window);
@@ -288,8 +219,8 @@ void check_row(const Problem& p, const Input& in, const Output& got, int32_t r) 
   }
 }
 
-void check(const Problem& p) {
-  const Input in(p);
+void check(const EvictProblem& p) {
+  const EvictInput in(p);
   const Output got = run(p, in), again = run(p, in);
   for (int32_t r = 0; r < static_cast<int32_t>(p.len.size()); ++r) check_row(p, in, got, r);
   REQUIRE(std::equal(got.out.begin(), got.out.end(), again.out.begin()));
@@ -310,14 +241,30 @@ TEST_CASE("rows around slice borders, full, growing, empty and without room", "[
   }
 }
 
-TEST_CASE("long rows of many slices, with votes in a launch of their own", "[decode_evict]") {
+TEST_CASE("rows of many slices, with votes in a launch of their own and without", "[decode_evict]") {
+  check({.len = {8300, 8200}, .room = {8300, 8201}, .pool = 129, .mode = Pool::avg});
+  check({.len = {1100, 2100, 1300}, .room = {1100, 2100, 1300}, .window = 8, .pool = 7});
+}
+
+TEST_CASE("long rows", "[decode_evict][large]") {
   for (const Pool mode : {Pool::max, Pool::avg}) {
     check({.len = {20000, 9001}, .room = {20000, 9002}, .pool = 129, .mode = mode});
     check({.len = {4097, 8192, 5000}, .room = {4097, 8192, 5000}, .window = 8, .pool = 7, .mode = mode});
   }
 }
 
-TEST_CASE("groups, head dims and reductions", "[decode_evict]") {
+TEST_CASE("every tile and reduction", "[decode_evict]") {
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    for (const int32_t group : {8, 9}) {
+      check({.len = {70, 20}, .room = {70, 21}, .group = group, .reduce = Reduce::max, .dtype = dtype});
+      for (const int32_t dim : {128, 256}) {
+        check({.len = {70}, .room = {70}, .group = group, .key_dim = dim, .value_dim = dim - 40, .dtype = dtype});
+      }
+    }
+  }
+}
+
+TEST_CASE("groups and head dims", "[decode_evict][large]") {
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const int32_t group : {1, 3, 7, 8, 9, 16}) {
       check({.len = {150, 90}, .room = {150, 90}, .group = group, .reduce = Reduce::max, .dtype = dtype});
@@ -328,11 +275,24 @@ TEST_CASE("groups, head dims and reductions", "[decode_evict]") {
   }
 }
 
-TEST_CASE("more rows than blocks in flight", "[decode_evict]") {
-  Problem p{.len = std::vector<int32_t>(2400), .room = {}, .batch = 300, .num_kv_heads = 4, .vote_window = 8};
-  for (size_t i = 0; i < p.len.size(); ++i) {
-    p.len[i] = static_cast<int32_t>(3 + i * 37 % 90);
+/// Row i has 3 to `longest` tokens; every second one has room for one more.
+EvictProblem many_rows(size_t rows, int32_t longest) {
+  EvictProblem p{.len = std::vector<int32_t>(rows),
+                 .room = {},
+                 .batch = static_cast<int32_t>(rows / 8),
+                 .num_kv_heads = 4,
+                 .vote_window = 8};
+  for (size_t i = 0; i < rows; ++i) {
+    p.len[i] = 3 + static_cast<int32_t>(i * 37 % (longest - 2));
     p.room.push_back(p.len[i] + static_cast<int32_t>(i % 2));
   }
-  check(p);
+  return p;
 }
+
+// On 132 multiprocessors 264 blocks are in flight; 320 rows get up to three slices each, 560 one.
+TEST_CASE("few slices a row, and one", "[decode_evict]") {
+  check(many_rows(320, 12));
+  check(many_rows(560, 20));
+}
+
+TEST_CASE("more rows than blocks in flight", "[decode_evict][large]") { check(many_rows(2400, 92)); }

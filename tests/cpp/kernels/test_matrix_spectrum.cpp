@@ -137,6 +137,17 @@ void compare(Problem& p, int top, bool vectors) {
 
 TEST_CASE("every tile and type, whole vectors", "[matrix_spectrum]") {
   for (const int dim : {8, 64, 72, 128, 136, 256}) {
+    for (const bool half : {false, true}) {
+      Problem p = make_problem(2, 1, 65, dim, dim + 8, half);
+      compare(p, half ? dim : (dim + 3) / 4, true);
+    }
+  }
+  Problem chunks = make_problem(2, 1, 700, 128, 136, true);
+  compare(chunks, 8, true);
+}
+
+TEST_CASE("every tile and type, several heads and lengths", "[matrix_spectrum][large]") {
+  for (const int dim : {8, 64, 72, 128, 136, 256}) {
     for (const int seq_len : {3, 64, 65, 700}) {
       for (const bool half : {false, true}) {
         Problem p = make_problem(2, 3, seq_len, dim, dim + 8, half);
@@ -148,6 +159,15 @@ TEST_CASE("every tile and type, whole vectors", "[matrix_spectrum]") {
 }
 
 TEST_CASE("odd widths are read one channel at a time", "[matrix_spectrum]") {
+  for (const int dim : {3, 127, 129}) {
+    for (const bool half : {false, true}) {
+      Problem p = make_problem(1, 1, 200, dim, dim + 1, half);
+      compare(p, dim, false);
+    }
+  }
+}
+
+TEST_CASE("odd widths of several heads", "[matrix_spectrum][large]") {
   for (const int dim : {2, 3, 33, 127, 129, 255}) {
     for (const bool half : {false, true}) {
       Problem p = make_problem(2, 2, 200, dim, dim + 1, half);
@@ -156,7 +176,14 @@ TEST_CASE("odd widths are read one channel at a time", "[matrix_spectrum]") {
   }
 }
 
-TEST_CASE("one head over many chunks, and many heads over few", "[matrix_spectrum]") {
+TEST_CASE("one head over chunks, and heads over one", "[matrix_spectrum]") {
+  Problem one = make_problem(1, 1, 2000, 32, 32, true);
+  compare(one, 8, true);
+  Problem several = make_problem(3, 5, 40, 16, 16, true);
+  compare(several, 4, true);
+}
+
+TEST_CASE("one head over many chunks, and many heads over few", "[matrix_spectrum][large]") {
   Problem one = make_problem(1, 1, 20000, 32, 32, true);
   compare(one, 8, true);
   Problem many = make_problem(3, 200, 40, 16, 16, true);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -21,6 +22,7 @@ struct Case {
   Pool mode;
   int kind;     // of scores
   int32_t cut;  // entries that total_keep is below (positive) or above (negative) the sum
+  int32_t most = std::numeric_limits<int32_t>::max();  // tokens of every row but the first, which fills its columns
 };
 
 std::vector<float> make_scores(const Case& c, std::mt19937& random) {
@@ -49,7 +51,7 @@ void check(const Case& c) {
   const std::vector<float> scores = make_scores(c, random);
   std::vector<int32_t> length(c.rows), keep(c.rows), want, start{0};
   for (int32_t r = 0; r < c.rows; ++r) {
-    length[r] = r == 0 ? c.columns : static_cast<int32_t>(random() % (c.columns + 1));
+    length[r] = r == 0 ? c.columns : static_cast<int32_t>(random() % (std::min(c.columns, c.most) + 1));
     keep[r] = r % 7 == 6 ? c.columns : length[r] / (1 + static_cast<int32_t>(random() % 30));
     const SelectRow row = select_row(length[r], keep[r], c.columns, c.sink, c.window);
     const float* x = &scores[static_cast<size_t>(r) * c.stride];
@@ -92,29 +94,57 @@ void check(const Case& c) {
 
 }  // namespace
 
-TEST_CASE("equals a stable sort for every launch shape and kind of scores", "[select_tokens]") {
+TEST_CASE("equals a stable sort for every kind of scores and pool", "[select_tokens]") {
   for (int kind = 0; kind < 4; ++kind) {
     for (const int32_t pool : {1, 7, 129}) {
       const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
-      for (const int32_t columns : {1, 31, 127, 128, 513, 1024, 4099}) {
-        check({9, columns, columns + 3, 2, 8, pool, mode, kind, 0});
-      }
-      check({8, 8192, 8192, 0, 8, pool, mode, kind, 0});      // clusters of 8, one tile a block
-      check({8, 32768, 32771, 4, 32, pool, mode, kind, 0});   // clusters of 8
-      check({30, 20000, 20000, 0, 0, pool, mode, kind, 0});   // clusters of 4
-      check({60, 5001, 5001, 1, 1, pool, mode, kind, 0});     // clusters of 2
-      check({150, 3000, 3000, 4, 8, pool, mode, kind, 0});    // one block a row
-      check({300, 700, 700, 4, 8, pool, mode, kind, 0});      // row_start in its own launch
-      check({1, 500000, 500000, 4, 8, pool, mode, kind, 0});  // a cluster with keys in the workspace
-      check({140, 60000, 60000, 4, 8, pool, mode, kind, 0});  // blocks with keys in the workspace
+      for (const int32_t columns : {1, 127, 513, 4099}) check({3, columns, columns + 3, 2, 8, pool, mode, kind, 0});
+    }
+  }
+}
+
+// The fewest columns and rows that make the launch of its shape on 108 to 132 multiprocessors.
+TEST_CASE("equals a stable sort for every launch shape", "[select_tokens]") {
+  for (const auto& [mode, kind] : {std::pair{Pool::max, 2}, std::pair{Pool::avg, 0}}) {
+    check({8, 8192, 8192, 0, 8, 7, mode, kind, 0});          // clusters of 8, one tile a block
+    check({2, 33000, 33003, 4, 32, 7, mode, kind, 0});       // clusters of 8, more
+    check({20, 4100, 4100, 0, 0, 7, mode, kind, 0});         // clusters of 4
+    check({40, 2050, 2051, 1, 1, 7, mode, kind, 0});         // clusters of 2
+    check({70, 2100, 2100, 4, 8, 7, mode, kind, 0, 500});    // one block a row
+    check({260, 300, 300, 4, 8, 7, mode, kind, 0});          // row_start in its own launch
+    check({1, 430000, 430000, 4, 8, 7, mode, kind, 0});      // a cluster with keys in the workspace
+    check({70, 60000, 60000, 4, 8, 7, mode, kind, 0, 500});  // blocks with keys in the workspace
+  }
+}
+
+TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
+  for (int kind = 0; kind < 4; ++kind) {
+    for (const int32_t pool : {1, 7, 129}) {
+      const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
+      for (const int32_t columns : {31, 128, 1024}) check({9, columns, columns + 3, 2, 8, pool, mode, kind, 0});
+      check({8, 8192, 8192, 0, 8, pool, mode, kind, 0});
+      check({8, 32768, 32771, 4, 32, pool, mode, kind, 0});
+      check({30, 20000, 20000, 0, 0, pool, mode, kind, 0});
+      check({60, 5001, 5001, 1, 1, pool, mode, kind, 0});
+      check({150, 3000, 3000, 4, 8, pool, mode, kind, 0});
+      check({300, 700, 700, 4, 8, pool, mode, kind, 0});
+      check({1, 500000, 500000, 4, 8, pool, mode, kind, 0});
+      check({140, 60000, 60000, 4, 8, pool, mode, kind, 0});
     }
   }
 }
 
 TEST_CASE("a total below the sum cuts the last rows, one above it leaves a tail of -1", "[select_tokens]") {
   for (const int32_t cut : {-5000, -1, 1, 17, 900}) {
-    check({8, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
+    check({2, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
     check({20, 1500, 1500, 4, 32, 7, Pool::max, 2, cut});
+  }
+  for (const int32_t cut : {-1, 900}) check({260, 300, 300, 4, 8, 7, Pool::max, 0, cut});
+}
+
+TEST_CASE("a total off the sum of many rows", "[select_tokens][large]") {
+  for (const int32_t cut : {-5000, -1, 1, 17, 900}) {
+    check({8, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
     check({600, 300, 300, 4, 8, 7, Pool::max, 0, cut});
   }
 }
