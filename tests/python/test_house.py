@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "_fakes": {"_extension"},
     "ops": {"_fakes"},
     "testing": set(),
+    "entropy": {"ops"},
     "__init__": {"_extension", "_version", "ops"},
 }
 
