@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that every operator's tests share."""
+"""Calls that several test files share."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +85,15 @@ def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
     """Equality of dtype, shape and every bit, NaN payloads included."""
     same = got.dtype == want.dtype and got.shape == want.shape
     return same and torch.equal(got.cpu().contiguous().view(torch.uint8), want.cpu().contiguous().view(torch.uint8))
+
+
+def published_votes(name: str) -> list[list[list[int]]]:
+    """votes[layer][head][label] that the paper's authors published; skips the test where the data are not at hand.
+
+    They lie in shared/data/uncomp_head_groups beside the repository or above it, and are no part of the project.
+    """
+    for folder in Path(__file__).resolve().parents:
+        path = folder / "shared/data/uncomp_head_groups/votes" / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())["votes"]
+    pytest.skip(f"shared/data/uncomp_head_groups/votes/{name}.json is not on this machine")

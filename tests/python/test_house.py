@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "ops": {"_fakes"},
     "testing": set(),
     "entropy": {"ops"},
+    "grouping": {"ops"},
     "__init__": {"_extension", "_version", "ops"},
 }
 
