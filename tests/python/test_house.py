@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "testing": set(),
     "entropy": {"ops"},
     "grouping": {"ops"},
+    "budget": {"grouping", "ops"},
     "__init__": {"_extension", "_version", "ops"},
 }
 
