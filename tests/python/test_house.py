@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "entropy": {"ops"},
     "grouping": {"ops"},
     "budget": {"grouping", "ops"},
+    "presets": {"budget", "grouping"},
     "__init__": {"_extension", "_version", "ops"},
 }
 
