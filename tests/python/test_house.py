@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "grouping": {"ops"},
     "budget": {"grouping", "ops"},
     "presets": {"budget", "grouping"},
+    "calibration": set(),
+    "calibration.profile": {"entropy", "grouping"},
     "__init__": {"_extension", "_version", "ops"},
 }
 
