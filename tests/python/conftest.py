@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices, seeds and the switch that turns a missing GPU into a failure."""
 
+import importlib.metadata
 import os
 
 # A pool of compile workers a test process starts slowly and can outlive its tests.
@@ -19,6 +20,17 @@ def has_gpu() -> bool:
 def pytest_configure(config):
     if os.environ.get("UNCOMP_REQUIRE_GPU") and not has_gpu():
         raise pytest.UsageError("UNCOMP_REQUIRE_GPU is set, but torch sees no GPU or uncomp was built without CUDA")
+
+
+def pytest_report_header():
+    """Which releases this run meets; the tests under hf/ run against several."""
+    found = []
+    for name in ("torch", "transformers", "accelerate", "gguf"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return "with " + ", ".join(found)
 
 
 def pytest_collection_modifyitems(items):
