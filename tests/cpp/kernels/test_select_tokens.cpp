@@ -22,7 +22,8 @@ struct Case {
   Pool mode;
   int kind;     // of scores
   int32_t cut;  // entries that total_keep is below (positive) or above (negative) the sum
-  int32_t most = std::numeric_limits<int32_t>::max();  // tokens of every row but the first, which fills its columns
+  int32_t most = std::numeric_limits<int32_t>::max();   // tokens of every row but the first
+  int32_t first = std::numeric_limits<int32_t>::max();  // tokens of the first row; by default it fills its columns
 };
 
 std::vector<float> make_scores(const Case& c, std::mt19937& random) {
@@ -51,7 +52,8 @@ void check(const Case& c) {
   const std::vector<float> scores = make_scores(c, random);
   std::vector<int32_t> length(c.rows), keep(c.rows), want, start{0};
   for (int32_t r = 0; r < c.rows; ++r) {
-    length[r] = r == 0 ? c.columns : static_cast<int32_t>(random() % (std::min(c.columns, c.most) + 1));
+    length[r] =
+        r == 0 ? std::min(c.columns, c.first) : static_cast<int32_t>(random() % (std::min(c.columns, c.most) + 1));
     keep[r] = r % 7 == 6 ? c.columns : length[r] / (1 + static_cast<int32_t>(random() % 30));
     const SelectRow row = select_row(length[r], keep[r], c.columns, c.sink, c.window);
     const float* x = &scores[static_cast<size_t>(r) * c.stride];
@@ -96,32 +98,33 @@ void check(const Case& c) {
 
 TEST_CASE("equals a stable sort for every kind of scores and pool", "[select_tokens]") {
   for (int kind = 0; kind < 4; ++kind) {
-    for (const int32_t pool : {1, 7, 129}) {
-      const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
-      for (const int32_t columns : {1, 127, 513, 4099}) check({3, columns, columns + 3, 2, 8, pool, mode, kind, 0});
+    const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
+    for (const int32_t columns : {1, 127, 513, 4099}) {
+      for (const int32_t pool : {1, 7}) check({3, columns, columns + 3, 2, 8, pool, mode, kind, 0});
     }
+    check({3, 127, 130, 2, 8, 129, mode, kind, 0});
+    check({3, 513, 516, 2, 8, 129, mode, kind, 0});
   }
 }
 
-// The fewest columns and rows that make the launch of its shape on 108 to 132 multiprocessors.
+// The fewest columns and rows that make the launch of its shape on 108 to 132 multiprocessors, and of the rows whose
+// keys lie in the workspace just enough tokens for a second stage in each block.
 TEST_CASE("equals a stable sort for every launch shape", "[select_tokens]") {
-  for (const auto& [mode, kind] : {std::pair{Pool::max, 2}, std::pair{Pool::avg, 0}}) {
-    check({8, 8192, 8192, 0, 8, 7, mode, kind, 0});          // clusters of 8, one tile a block
-    check({2, 33000, 33003, 4, 32, 7, mode, kind, 0});       // clusters of 8, more
-    check({20, 4100, 4100, 0, 0, 7, mode, kind, 0});         // clusters of 4
-    check({40, 2050, 2051, 1, 1, 7, mode, kind, 0});         // clusters of 2
-    check({70, 2100, 2100, 4, 8, 7, mode, kind, 0, 500});    // one block a row
-    check({260, 300, 300, 4, 8, 7, mode, kind, 0});          // row_start in its own launch
-    check({1, 430000, 430000, 4, 8, 7, mode, kind, 0});      // a cluster with keys in the workspace
-    check({70, 60000, 60000, 4, 8, 7, mode, kind, 0, 500});  // blocks with keys in the workspace
-  }
+  check({8, 8192, 8192, 0, 8, 7, Pool::max, 2, 0});                 // clusters of 8, one tile a block
+  check({2, 33000, 33003, 4, 32, 3, Pool::avg, 0, 0});              // clusters of 8, more
+  check({20, 4100, 4100, 0, 0, 3, Pool::max, 2, 0});                // clusters of 4
+  check({40, 2050, 2051, 1, 1, 7, Pool::avg, 0, 0});                // clusters of 2
+  check({70, 2100, 2100, 4, 8, 7, Pool::max, 2, 0, 500});           // one block a row
+  check({260, 300, 300, 4, 8, 7, Pool::avg, 0, 0});                 // row_start in its own launch
+  check({1, 430000, 430000, 4, 8, 1, Pool::max, 2, 0, 0, 140000});  // a cluster with keys in the workspace
+  check({70, 60000, 60000, 4, 8, 7, Pool::avg, 0, 0, 500, 20000});  // blocks with keys in the workspace
 }
 
 TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
   for (int kind = 0; kind < 4; ++kind) {
     for (const int32_t pool : {1, 7, 129}) {
       const Pool mode = kind % 2 == 0 ? Pool::max : Pool::avg;
-      for (const int32_t columns : {31, 128, 1024}) check({9, columns, columns + 3, 2, 8, pool, mode, kind, 0});
+      for (const int32_t columns : {31, 128, 1024, 4099}) check({9, columns, columns + 3, 2, 8, pool, mode, kind, 0});
       check({8, 8192, 8192, 0, 8, pool, mode, kind, 0});
       check({8, 32768, 32771, 4, 32, pool, mode, kind, 0});
       check({30, 20000, 20000, 0, 0, pool, mode, kind, 0});
@@ -135,16 +138,17 @@ TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
 }
 
 TEST_CASE("a total below the sum cuts the last rows, one above it leaves a tail of -1", "[select_tokens]") {
-  for (const int32_t cut : {-5000, -1, 1, 17, 900}) {
-    check({2, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
-    check({20, 1500, 1500, 4, 32, 7, Pool::max, 2, cut});
+  for (const int32_t cut : {-5000, 1, 900}) {
+    check({2, 16000, 16000, 4, 32, 1, Pool::max, 0, cut});
+    check({20, 1500, 1500, 4, 32, 1, Pool::max, 2, cut});
   }
-  for (const int32_t cut : {-1, 900}) check({260, 300, 300, 4, 8, 7, Pool::max, 0, cut});
+  for (const int32_t cut : {-1, 900}) check({260, 300, 300, 4, 8, 1, Pool::max, 0, cut});
 }
 
 TEST_CASE("a total off the sum of many rows", "[select_tokens][large]") {
   for (const int32_t cut : {-5000, -1, 1, 17, 900}) {
     check({8, 16000, 16000, 4, 32, 7, Pool::max, 0, cut});
+    check({20, 1500, 1500, 4, 32, 7, Pool::max, 2, cut});
     check({600, 300, 300, 4, 8, 7, Pool::max, 0, cut});
   }
 }
