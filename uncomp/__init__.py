@@ -1,8 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compresses the key/value cache of language models head by head, by the information each head carries."""
 
-from uncomp import ops
+from typing import TYPE_CHECKING
+
+from uncomp import ops, policies
 from uncomp._extension import build_info, limits, raise_device_errors, warmup
 from uncomp._version import __version__
+from uncomp.config import UncompConfig, known_policies
+from uncomp.policies import Policy, register_policy
+from uncomp.report import cache_stats
 
-__all__ = ["__version__", "build_info", "limits", "ops", "raise_device_errors", "warmup"]
+if TYPE_CHECKING:
+    from uncomp.hf.attention import UncompCache
+    from uncomp.patching import PatchHandle, patch
+
+__all__ = [
+    "PatchHandle",
+    "Policy",
+    "UncompCache",
+    "UncompConfig",
+    "__version__",
+    "build_info",
+    "cache_stats",
+    "known_policies",
+    "limits",
+    "ops",
+    "patch",
+    "policies",
+    "raise_device_errors",
+    "register_policy",
+    "warmup",
+]
+
+_NEEDS_TRANSFORMERS = {
+    "UncompCache": "uncomp.hf.attention",
+    "PatchHandle": "uncomp.patching",
+    "patch": "uncomp.patching",
+}
+
+
+def __getattr__(name: str):
+    """Loads what needs transformers at first use, so that `import uncomp` does not import it."""
+    if name not in _NEEDS_TRANSFORMERS:
+        raise AttributeError(f"module 'uncomp' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_NEEDS_TRANSFORMERS[name]), name)

@@ -26,6 +26,65 @@ ATTENTION_FLOOR = {  # relative Frobenius distance granted on top of twice what 
 }
 
 
+_TINY = {  # smallest configs that have what is special about a family
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {"sliding_window": None},
+    "granite": {"attention_multiplier": 0.125, "residual_multiplier": 0.9, "embedding_multiplier": 2.0},
+    "gemma3_text": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 64,
+    },
+}
+
+
+def tiny_model_types() -> list[str]:
+    """Model types that `tiny_model` builds."""
+    return list(_TINY)
+
+
+def tiny_model(model_type: str = "llama", *, seed: int = 0, **overrides):
+    """A causal language model of random weights, small enough for a test; needs transformers.
+
+    Args:
+        model_type: one of `tiny_model_types()`.
+        seed: of the weights.
+        overrides: fields of its config.
+    Returns:
+        a model in eval mode whose generate never stops early (no end-of-text token); pad id 0, vocabulary 199.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "vocab_size": 199,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if model_type == "phi3":  # its rotary embedding takes the head dim from the widths
+        sizes |= {"hidden_size": 8 * 64}
+        del sizes["head_dim"]
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **{**sizes, **_TINY[model_type], **overrides})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():  # attention that looks at something: random weights of the usual size are almost uniform
+        for name, weight in model.named_parameters():
+            if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")):
+                weight.mul_(6.0)
+    return model
+
+
 def relative_error(got: Tensor, want: Tensor) -> float:
     """Frobenius distance as a share of the norm of `want`; NaN where either holds NaN."""
     got, want = got.double().cpu(), want.double().cpu()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One new token: attend over the row and the token, then append it or let it take the place of another.
+
+Takes: [B, Hq, 1, D] query, [B, Hkv, 1, D] key and value, a RaggedLayer. Gives: [B, Hq, 1, Dv]. Nothing is read back
+to the host, nothing of the cache is copied. Source: docs/method.md "Decode".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uncomp import ops
+from uncomp.cache import RaggedLayer
+from uncomp.config import UncompConfig
+
+
+def decode_step(
+    layer: RaggedLayer, config: UncompConfig, query: Tensor, key: Tensor, value: Tensor, position: Tensor, scale: float
+) -> Tensor:
+    """Attention of one new token over its rows, which take the token in.
+
+    Args:
+        position: [B] int32, real tokens before this one.
+        scale: factor of the logits.
+    Returns:
+        [B, Hq, 1, Dv], dtype of query.
+    """
+    if layer.free is not None:
+        return _append(layer, query, key, value, position, scale)
+    if layer.rule.kind == "vote":
+        out, _ = ops.decode_evict_(
+            query,
+            key,
+            value,
+            position,
+            layer.row_start,
+            layer.row_len,
+            layer.key_rows,
+            layer.value_rows,
+            layer.slot_position,
+            layer.state.votes,
+            layer.state.vote_sum,
+            layer.state.vote_step,
+            layer.state.order,
+            scale=scale,
+            window=layer.rule.newest,
+            sink=layer.rule.sinks,
+            pool=config.pool_width,
+            pool_mode=config.pool,
+            reduce_group=config.reduce_scores,
+        )
+        return out
+    return _weakest(layer, config, query, key, value, position, scale)
+
+
+def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
+    layer.ensure_free(1)
+    ops.append_kv_(
+        key,
+        value,
+        position.unsqueeze(1),
+        layer.row_start,
+        layer.row_len,
+        layer.key_rows,
+        layer.value_rows,
+        layer.slot_position,
+    )
+    layer.free -= 1
+    layer.recent += 1
+    out, _ = ops.decode_attention(query, layer.key_rows, layer.value_rows, layer.row_start, layer.row_len, scale)
+    return out
+
+
+def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> Tensor:
+    """Rules that compare one number a slot: accumulated mass, the newest query's weight, or the position."""
+    rows, group = layer.rows, query.shape[1] // layer.rows
+    key, value = (t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] != rows else t for t in (key, value))
+    rule, start, length = layer.rule, layer.row_start[:-1], layer.row_len
+    room = layer.row_start[1:] - start
+    out, lse = ops.ragged_attention(
+        query, layer.key_rows, layer.value_rows, layer.row_start, layer.row_len, scale, key=key, value=value
+    )
+    columns = layer.mass.shape[1]
+    column = torch.arange(columns, dtype=torch.int32, device=query.device)
+    place = (start.unsqueeze(1) + column).clamp(max=layer.capacity - 1).long()  # [R, columns] slots
+    live = column < length.unsqueeze(1)
+    when = layer.slot_position[place]
+    now = position.repeat_interleave(rows).unsqueeze(1)
+    new = None
+    if rule.kind == "position":
+        strength = when.float()
+    else:
+        weights, before = ops.window_scores(
+            query,
+            layer.key_rows,
+            scale,
+            row_start=layer.row_start,
+            row_len=layer.row_len,
+            columns=columns,
+            reduce_group="none",
+        )
+        # The softmax over the stored tokens becomes the one over stored and new tokens; an empty row has no weights.
+        share = torch.nan_to_num((before - lse).exp(), nan=0.0, posinf=0.0).view(-1, 1)
+        weights = (weights * share).view(layer.num_rows, group, columns).mean(1)
+        own = query.view(layer.batch, rows, group, -1).float() * key.view(layer.batch, rows, 1, -1).float()
+        new = (own.sum(-1) * scale - lse.view(layer.batch, rows, group)).exp().mean(-1).view(-1, 1)
+        if rule.kind == "last":
+            layer.mass.copy_(
+                weights.view(layer.batch, rows, columns).mean(1, keepdim=True).expand(-1, rows, -1).flatten(0, 1)
+            )
+        else:
+            layer.mass.add_(weights)
+        strength = layer.mass
+    newest = (room * rule.newest_share).to(torch.int32).clamp(min=rule.newest).unsqueeze(1)
+    safe = (when > now - newest) | (when < rule.sinks) | ~live
+    strength = torch.nan_to_num(strength, nan=-1.0).masked_fill(safe, float("inf"))
+    least = strength.amin(1, keepdim=True)
+    oldest = when.masked_fill(strength != least, torch.iinfo(torch.int32).max)
+    taken = torch.where(length < room, length, oldest.argmin(1).to(torch.int32))
+    slot = (start + taken).long()  # every row has room: the plan grants window and sinks at least
+    layer.key_rows.index_copy_(0, slot, key.flatten(0, 2))
+    layer.value_rows.index_copy_(0, slot, value.flatten(0, 2))
+    layer.slot_position.index_copy_(0, slot, now.squeeze(1))
+    if new is not None:
+        layer.mass.scatter_(1, taken.long().unsqueeze(1), new)
+    layer.row_len.copy_(torch.minimum(length + 1, room))
+    return out

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention and the mask function that transformers calls under the name "uncomp"; importing registers them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from uncomp.hf.cache import UncompCache, take_pending
+
+__all__ = ["UncompCache", "attention_forward", "attention_mask"]
+
+NAME = "uncomp"
+_REFUSED = {
+    "softcap": "logit soft caps",
+    "s_aux": "attention sinks in the softmax",
+    "position_bias": "position biases",
+}
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of a layer: through its compressed cache if it has one, else transformers' own sdpa.
+
+    Args:
+        query: [B, Hq, T, D], rotated. key, value: [B, Hkv, T, D], as the cache's `update` returned them.
+        attention_mask: [B, columns] bool or None (see `attention_mask`), or a 4-D mask of a layer left alone.
+    Returns:
+        [B, T, Hq, Dv] contiguous, and None.
+    """
+    layer = take_pending(key)
+    if layer is None:
+        return _dense(module, query, key, value, attention_mask, dropout, scaling, kwargs)
+    shared = layer.shared
+    try:
+        _check(module, attention_mask, dropout, kwargs)
+        scale = module.scaling if scaling is None else scaling
+        if not shared.hooked and layer.index == 0:
+            shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
+        out = layer.attend(query, key, value, float(scale))
+    except BaseException:
+        shared.clock.fail()
+        raise
+    if not shared.hooked and layer.index == len(shared.layers) - 1:
+        shared.clock.commit()
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _check(module, mask, dropout, kwargs) -> None:
+    where = f"layer {getattr(module, 'layer_idx', '?')} of {type(module).__name__}"
+    for name, what in _REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"uncomp: {where} uses {what} ({name}), which no compressed attention has")
+    if mask is not None and mask.dim() != 2:
+        raise NotImplementedError(
+            f"uncomp: {where} got a {mask.dim()}-D attention mask; only [batch, columns] is taken"
+        )
+    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"uncomp: {where} is not causal")
+    if dropout:
+        raise NotImplementedError(f"uncomp: {where} uses attention dropout; call model.eval()")
+    if kwargs.get("output_attentions"):
+        raise NotImplementedError("uncomp: output_attentions is not available, because weights are never materialised")
+    if module.training:
+        raise NotImplementedError("uncomp: a compressed cache is for inference; call model.eval()")
+
+
+def _dense(module, query, key, value, mask, dropout, scaling, kwargs) -> tuple[Tensor, None]:
+    if mask is not None and mask.dim() == 2:
+        new, columns = query.shape[2], key.shape[2]
+        place = torch.arange(columns, device=query.device)
+        causal = place <= place[columns - new :].unsqueeze(1)
+        mask = mask[:, None, None, :columns] & causal
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+    return out, None
+
+
+def attention_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    allow_is_causal_skip: bool = True,
+    **kwargs,
+) -> Tensor | None:
+    """The mask of a forward: [B, columns] bool, or None; sliding-window layers get the stock one.
+
+    Raises:
+        NotImplementedError: a pattern that is not causal attention over real tokens.
+    """
+    stock = {
+        "batch_size": batch_size,
+        "q_length": q_length,
+        "kv_length": kv_length,
+        "attention_mask": attention_mask,
+        "allow_is_causal_skip": allow_is_causal_skip,
+        "use_vmap": use_vmap,
+        **kwargs,
+    }
+    if local_size is not None:
+        return sdpa_mask(local_size=local_size, **stock)
+    if use_vmap or not allow_is_causal_skip:
+        raise NotImplementedError("uncomp: the model asks for an attention pattern that is not plain causal attention")
+    return attention_mask
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, attention_mask)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache that transformers sees: logical length outside, stored length inside.
+
+`update` hands the new keys and values back untouched and leaves the layer in a thread-local slot; the attention
+function takes it from there and stores, attends and compresses in one go (UncompLayer.attend).
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from uncomp import eviction, extension
+from uncomp.attention import dense_attention
+from uncomp.cache import RaggedLayer
+from uncomp.compressor import Compressor, Measured
+from uncomp.config import UncompConfig
+from uncomp.hf import compat
+from uncomp.hf.clock import Clock
+from uncomp.models import describe
+from uncomp.policies import make_policy
+from uncomp.types import CacheShape
+from uncomp.view import PromptView
+
+_pending = threading.local()
+
+
+def take_pending(key: Tensor) -> UncompLayer | None:
+    """The layer whose `update` returned this very key tensor, once."""
+    slot = getattr(_pending, "slot", None)
+    if slot is None:
+        return None
+    layer, kept_key, _ = slot
+    if kept_key is not key:
+        layer.shared.clock.fail()
+        _pending.slot = None
+        raise NotImplementedError(
+            "uncomp: the model changed the keys between the cache and the attention; its layers cannot be compressed"
+        )
+    _pending.slot = None
+    return layer
+
+
+class SharedState:
+    """What the layers of one cache have in common."""
+
+    def __init__(self, config: UncompConfig, shape: CacheShape, managed: Sequence[int]) -> None:
+        self.config, self.shape, self.managed = config, shape, list(managed)
+        self.compressor = Compressor(config, shape, make_policy(config, shape))
+        self.clock = Clock()
+        self.hooked = False  # a hook on the model begins and commits the forwards
+        self.layers: list[UncompLayer] = []
+        self.waiting: list[Measured] = []  # a plan over the whole model: layers that are still dense
+
+    def make_layers(self) -> list[UncompLayer]:
+        """One cache layer for every managed layer of the model."""
+        self.layers = [UncompLayer(self, i) for i in range(len(self.managed))]
+        return self.layers
+
+
+class UncompLayer(CacheLayerMixin):
+    """One layer of a compressed cache, as transformers' Cache expects it."""
+
+    is_compileable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, shared: SharedState, index: int) -> None:
+        super().__init__()
+        self.shared, self.index = shared, index
+        self.ragged: RaggedLayer | None = None
+        self.finished = 0  # columns that this layer has taken in
+
+    # ---- what transformers calls
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the arena is made when the first prompt is compressed."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Hands key and value on; what is stored is decided by the attention function, which must be "uncomp"."""
+        if getattr(_pending, "slot", None) is not None:
+            _pending.slot = None
+            self.shared.clock.fail()
+            raise RuntimeError(
+                'uncomp: an UncompCache needs attn_implementation="uncomp": call '
+                'model.set_attn_implementation("uncomp"), or use uncomp.patch(model, config)'
+            )
+        _pending.slot = (self, key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Columns seen, padding included: the model's logical length."""
+        return self.shared.clock.columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As a full cache would: other layers of the model read this mask."""
+        return self.shared.clock.columns + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: no bound on the logical length."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    @property
+    def is_croppable(self) -> bool:
+        """Only appended tokens can be taken back."""
+        return self.shared.config.grows
+
+    @property
+    def is_initialized(self) -> bool:
+        """True once something is stored."""
+        return self.ragged is not None
+
+    @is_initialized.setter
+    def is_initialized(self, value: bool) -> None:
+        """CacheLayerMixin sets it; what is stored decides."""
+
+    @property
+    def keys(self) -> Tensor | None:
+        """[C, Dk] arena, for counters of bytes."""
+        return self.ragged.key_rows if self.ragged is not None else None
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        """CacheLayerMixin sets it; the arena is made by compression."""
+
+    @property
+    def values(self) -> Tensor | None:
+        """[C, Dv] arena."""
+        return self.ragged.value_rows if self.ragged is not None else None
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        """CacheLayerMixin sets it; the arena is made by compression."""
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences."""
+        return self.shared.clock.batch
+
+    max_batch_size = batch_size
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of keys and values."""
+        return self.ragged.key_rows.dtype if self.ragged is not None else None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where this layer lies."""
+        return self.ragged.key_rows.device if self.ragged is not None else None
+
+    def offload(self) -> None:
+        """Refused."""
+        raise NotImplementedError("uncomp: a compressed cache cannot be offloaded")
+
+    prefetch = offload
+
+    def reset(self) -> None:
+        """Forgets everything that was seen."""
+        self.ragged, self.finished = None, 0
+        if self.index == 0:
+            self.shared.clock, self.shared.waiting = Clock(), []
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Sequence i continues as sequence beam_idx[i]."""
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these sequences."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().flatten()
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every sequence `repeats` times, one behind the other."""
+        batch = self.shared.clock.batch
+        if batch > 0:
+            self._select(torch.arange(batch).repeat_interleave(repeats))
+
+    def crop(self, max_length: int) -> None:
+        """Takes back the newest tokens: -n removes n, 0 none; older versions of transformers say the length to keep."""
+        clock = self.shared.clock
+        seen = self.finished
+        target = compat.crop_target(int(max_length), seen)
+        remove = seen - target
+        if remove <= 0:
+            return
+        if self.ragged is not None:
+            self.ragged.drop_newest(remove)
+        self.finished = target
+        if self.index == 0:
+            clock.rewind(remove)
+
+    def _select(self, index: Tensor) -> None:
+        if self.ragged is not None:
+            self.ragged.select(index)
+        if self.index == len(self.shared.layers) - 1:
+            self.shared.clock.select(index.tolist())
+
+    # ---- what the attention function calls
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of the new tokens over themselves and what is stored; then they are stored.
+
+        Args:
+            query: [B, Hq, T, D]. key: [B, Hkv, T, D]. value: [B, Hkv, T, Dv]. All rotated.
+        Returns:
+            [B, Hq, T, Dv]; 0 at padding.
+        """
+        clock, config = self.shared.clock, self.shared.config
+        chunk = clock.chunk
+        self.finished = clock.columns + chunk.tokens
+        if chunk.lengths is None:
+            with torch.no_grad():
+                position = clock.position(query.device)
+                return eviction.decode_step(self.ragged, config, query, key, value, position, scale)
+        if chunk.pack is not None:
+            return extension.packed(chunk.pack, self._take_in, query, key, value, scale)
+        return self._take_in(query, key, value, scale)
+
+    def _take_in(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attends densely, with gradients where they are on; what is stored is never part of a graph."""
+        if self.ragged is None:
+            out = dense_attention(query, key, value, self.shared.clock.chunk.lengths, scale)
+            with torch.no_grad():
+                self._store(query, key, value, scale)
+            return out
+        with torch.no_grad():
+            return self._store(query, key, value, scale)
+
+    def _store(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
+        shared, chunk = self.shared, self.shared.clock.chunk
+        query, key, value = query.detach(), key.detach(), value.detach()
+        out = None
+        if self.ragged is not None:
+            out, taken = extension.extend(self.ragged, shared.compressor, self.index, query, key, value, chunk, scale)
+            if isinstance(taken, RaggedLayer):
+                self.ragged = taken
+                return out
+        else:
+            view = PromptView(self.index, shared.shape, shared.config, query, key, value, chunk.lengths, scale)
+            taken = shared.compressor.measure(view)
+        if not shared.compressor.whole_model:
+            (self.ragged,) = shared.compressor.compress([taken])
+            return out
+        taken.view.release(shared.config.vote_window)
+        shared.waiting.append(taken)
+        if len(shared.waiting) == len(shared.layers):
+            waiting, shared.waiting = shared.waiting, []
+            for layer, ragged in zip(shared.layers, shared.compressor.compress(waiting), strict=True):
+                layer.ragged = ragged
+        return out
+
+
+def new_layers(cache: Cache, shared: SharedState) -> None:
+    """Replaces the full-attention entries of an empty cache by compressed layers; the others stay as they are."""
+    made = shared.make_layers()
+    if cache.layer_class_to_replicate is not None:
+        cache.layer_class_to_replicate = None
+    while len(cache.layers) <= max(shared.managed):
+        cache.layers.append(made[0])  # replaced below; every index up to the last managed one is managed
+    for index, layer in zip(shared.managed, made, strict=True):
+        cache.layers[index] = layer
+    cache.uncomp = shared
+
+
+class UncompCache(DynamicCache):
+    """A compressed cache for `generate(past_key_values=...)` of a model with attn_implementation="uncomp".
+
+    Args:
+        model: the model, or its config.
+        config: how to compress; default UncompConfig().
+    """
+
+    def __init__(self, model, config: UncompConfig | None = None) -> None:
+        compat.check()
+        model_config = getattr(model, "config", model)
+        super().__init__(config=model_config)
+        config = config or UncompConfig()
+        facts = describe(model_config, config)
+        new_layers(self, SharedState(config, facts.shape, facts.managed))
+
+    def fork(self) -> UncompCache:
+        """A copy that shares no memory: ask one context several questions."""
+        return copy.deepcopy(self)
+
+    def memory_bytes(self) -> int:
+        """Bytes of keys and values in compressed layers, free slots included."""
+        return sum(layer.ragged.kv_bytes for layer in self.uncomp.layers if layer.ragged is not None)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""patch(model, config): stock `generate`, pipelines and plain calls use the compressed cache until it is removed.
+
+Touches: the model's attention implementation, and forward hooks on the module that owns the decoder layers. Nothing
+outside that model changes, and no forward is copied.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from uncomp.config import UncompConfig
+from uncomp.hf import attention
+from uncomp.hf.cache import SharedState, UncompCache, new_layers
+from uncomp.models import describe, family_of
+from uncomp.policies import make_policy
+from uncomp.report import cache_stats
+
+_MARK = "_uncomp_handle"
+
+
+def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHandle:
+    """Makes a HuggingFace causal language model use a compressed KV cache.
+
+    Args:
+        model: a model of a supported family (docs/policies.md); its weights are not touched.
+        config: how to compress; default UncompConfig().
+    Returns:
+        a handle: `.remove()` undoes everything, `.stats()` tells what is stored; also a context manager.
+    Raises:
+        NotImplementedError: the model, or a layer of it, cannot be compressed, with the reason.
+        ValueError: the config does not fit the model, or the model is patched already.
+    """
+    config = config or UncompConfig()
+    family = family_of(model.config)
+    facts = describe(model.config, config)
+    make_policy(config, facts.shape)  # says now what does not fit this model
+    stack = family.text_stack(model)
+    if getattr(stack, _MARK, None) is not None:
+        raise ValueError("uncomp.patch: the model is patched already; call .remove() on its handle first")
+    return PatchHandle(model, stack, config, facts)
+
+
+class PatchHandle:
+    """What `patch` did, and how to undo it.
+
+    Attributes:
+        config: the configuration in force.
+        facts: the model's sizes, and which layers are compressed.
+    """
+
+    def __init__(self, model, stack, config: UncompConfig, facts) -> None:
+        self.config, self.facts = config, facts
+        self._model, self._stack = model, stack
+        self._before = model.config._attn_implementation
+        model.set_attn_implementation(attention.NAME)
+        text = model.config.get_text_config(decoder=True)
+        if text._attn_implementation != attention.NAME:
+            model.set_attn_implementation(self._before)
+            raise NotImplementedError(
+                f"uncomp.patch: {type(model).__name__} does not take a registered attention implementation"
+            )
+        self._arguments = list(inspect.signature(type(stack).forward).parameters)[1:]
+        self._hooks = [
+            stack.register_forward_pre_hook(self._begin, with_kwargs=True),
+            stack.register_forward_hook(self._commit, with_kwargs=True, always_call=True),
+        ]
+        self._last: weakref.ref | None = None
+        self._active: SharedState | None = None
+        setattr(stack, _MARK, self)
+
+    # ---- what a user calls
+    def remove(self) -> None:
+        """Gives back the very same model; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._hooks:
+            self._model.set_attn_implementation(self._before)
+            delattr(self._stack, _MARK)
+        self._hooks = []
+
+    def __enter__(self) -> PatchHandle:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.remove()
+
+    @property
+    def cache(self) -> Cache | None:
+        """The cache of the last forward, while somebody holds it."""
+        return self._last() if self._last is not None else None
+
+    def new_cache(self) -> UncompCache:
+        """An empty cache for this model and config, to be passed as past_key_values."""
+        return UncompCache(self._model, self.config)
+
+    def stats(self) -> dict[str, Any]:
+        """What the last forward's cache stores; see `uncomp.cache_stats`. Reads row lengths back from the device."""
+        cache = self.cache
+        if cache is None:
+            raise RuntimeError(
+                "uncomp: stats() needs a cache that is alive: keep the output of generate(..., "
+                "return_dict_in_generate=True), or pass past_key_values=handle.new_cache()"
+            )
+        return cache_stats(cache)
+
+    # ---- hooks
+    def _begin(self, stack, args, kwargs):
+        given = dict(zip(self._arguments, args, strict=False))
+        given.update(kwargs)
+        states = given.get("inputs_embeds")
+        states = given.get("input_ids") if states is None else states
+        if states is None:
+            return None
+        use_cache = given.get("use_cache")
+        cache = given.get("past_key_values")
+        if use_cache is None:
+            use_cache = getattr(stack.config, "use_cache", False)
+        if cache is None:
+            if not use_cache:
+                return None
+            cache = UncompCache(self._model, self.config)
+            args, kwargs = (), {**given, "past_key_values": cache}
+        shared = self._adopt(cache)
+        shared.hooked = True
+        mask = given.get("attention_mask")
+        if isinstance(mask, dict):
+            mask = self._two_dimensional(mask)
+        shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
+        self._active, self._last = shared, weakref.ref(cache)
+        return args, kwargs
+
+    def _commit(self, stack, args, kwargs, output):
+        shared, self._active = self._active, None
+        if shared is None:
+            return
+        shared.hooked = False
+        if (
+            output is None
+            or shared.waiting
+            or any(layer.finished != shared.clock.columns + shared.clock.chunk.tokens for layer in shared.layers)
+        ):
+            shared.clock.fail()
+        else:
+            shared.clock.commit()
+
+    def _adopt(self, cache) -> SharedState:
+        shared = getattr(cache, "uncomp", None)
+        if shared is not None:
+            if shared.shape != self.facts.shape or shared.managed != self.facts.managed:
+                raise ValueError("uncomp: this cache was made for another model")
+            return shared
+        if type(cache) is not DynamicCache:
+            raise NotImplementedError(
+                f"uncomp: a {type(cache).__name__} cannot be compressed; pass none, or an UncompCache"
+            )
+        if cache.offloading:
+            raise NotImplementedError("uncomp: an offloaded cache cannot be compressed")
+        if cache.get_seq_length() > 0:
+            raise NotImplementedError(
+                "uncomp: this DynamicCache already holds tokens that were not compressed; start with a new cache"
+            )
+        for index in self.facts.managed:
+            if index < len(cache.layers) and type(cache.layers[index]) is not DynamicLayer:
+                raise NotImplementedError(
+                    f"uncomp: layer {index} of the cache is a {type(cache.layers[index]).__name__}"
+                )
+        shared = SharedState(self.config, self.facts.shape, self.facts.managed)
+        new_layers(cache, shared)
+        return shared
+
+    @staticmethod
+    def _two_dimensional(masks: dict):
+        found = masks.get("full_attention")
+        if found is not None and found.dim() != 2:
+            raise NotImplementedError(f"uncomp: a {found.dim()}-D attention mask cannot be compressed under")
+        return found
