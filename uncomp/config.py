@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,7 +244,7 @@ class UncompConfig:
         if ratio is not None:
             self._require("compression_ratio", isinstance(ratio, (int, float)) and 0 <= ratio < 1, "a share in [0, 1)")
             self._require("compression_ratio", self.budget is None, "left out where budget is given")
-            object.__setattr__(self, "budget", 1.0 - ratio)
+            object.__setattr__(self, "budget", float(1 - Fraction(str(ratio))))
             object.__setattr__(self, "compression_ratio", None)
         if self.budget is None:
             if self.shape == "linear" or self.policy != "uncomp":

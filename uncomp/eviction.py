@@ -13,6 +13,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
+from uncomp.scoring import head_scores
 
 
 def decode_step(
@@ -72,6 +73,11 @@ def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
     return out
 
 
+def reduce_group(weights: Tensor, dim: int, reduce: str) -> Tensor:
+    """Mean, sum or max over the query heads of a row."""
+    return weights.amax(dim) if reduce == "max" else getattr(weights, reduce)(dim)
+
+
 def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> Tensor:
     """Rules that compare one number a slot: accumulated mass, the newest query's weight, or the position."""
     rows, group = layer.rows, query.shape[1] // layer.rows
@@ -91,20 +97,13 @@ def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> 
     if rule.kind == "position":
         strength = when.float()
     else:
-        weights, before = ops.window_scores(
-            query,
-            layer.key_rows,
-            scale,
-            row_start=layer.row_start,
-            row_len=layer.row_len,
-            columns=columns,
-            reduce_group="none",
-        )
+        weights, before = head_scores(query, layer.key_rows, scale, layer.row_start, layer.row_len, columns)
         # The softmax over the stored tokens becomes the one over stored and new tokens; an empty row has no weights.
         share = torch.nan_to_num((before - lse).exp(), nan=0.0, posinf=0.0).view(-1, 1)
-        weights = (weights * share).view(layer.num_rows, group, columns).mean(1)
+        reduce = "mean" if rule.kind == "last" else config.reduce_scores
+        weights = reduce_group((weights * share).view(layer.num_rows, group, columns), 1, reduce)
         own = query.view(layer.batch, rows, group, -1).float() * key.view(layer.batch, rows, 1, -1).float()
-        new = (own.sum(-1) * scale - lse.view(layer.batch, rows, group)).exp().mean(-1).view(-1, 1)
+        new = reduce_group((own.sum(-1) * scale - lse.view(layer.batch, rows, group)).exp(), -1, reduce).view(-1, 1)
         if rule.kind == "last":
             layer.mass.copy_(
                 weights.view(layer.batch, rows, columns).mean(1, keepdim=True).expand(-1, rows, -1).flatten(0, 1)

@@ -11,8 +11,9 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
+from uncomp.scoring import head_scores
 from uncomp.types import CacheShape, Lengths
-from uncomp.view import CHUNK, LayerView, padded_window
+from uncomp.view import CHUNK, LayerView, largest_head, padded_window, sums
 
 
 class RowView(LayerView):
@@ -93,15 +94,18 @@ class RowView(LayerView):
         total = total.masked_fill(~self.live, 0.0)
         return total * self.values.float().norm(dim=-1) if value_norm else total
 
-    def accumulated_scores(self, *, reduce: str = "mean") -> Tensor:
+    def _accumulate(self, reduce: str) -> Tensor:
         """See LayerView; what the rows had gathered before counts on."""
-        total = torch.zeros(self.num_rows, self.columns, device=self.device)
+        per_head, total = sums(self, reduce)
         for sequences, tokens in self._runs():
-            rows, width = self._rows(sequences), self.query.shape[2]
+            rows, width = (
+                self._rows(sequences, self.shape.num_q_heads if per_head else self.shape.rows),
+                self.query.shape[2],
+            )
             for begin in range(width - tokens, width, CHUNK):
                 end = min(begin + CHUNK, width)
-                total[rows] += self._scores(sequences, begin, end, width - end, reduce)[0]
-        return (total + self.past_mass()).masked_fill(~self.live, 0.0)
+                total[rows] += self._scores(sequences, begin, end, width - end, "none" if per_head else reduce)[0]
+        return (largest_head(self, total) + self.past_mass()).masked_fill(~self.live, 0.0)
 
     def past_mass(self) -> Tensor:
         """[R, columns] float32, what a decode rule had gathered for each stored token; 0 for new ones."""
@@ -178,18 +182,23 @@ class RowView(LayerView):
                 begin = b
         return runs
 
-    def _rows(self, sequences: slice) -> slice:
-        return slice(sequences.start * self.shape.rows, sequences.stop * self.shape.rows)
+    def _rows(self, sequences: slice, rows: int | None = None) -> slice:
+        rows = rows or self.shape.rows
+        return slice(sequences.start * rows, sequences.stop * rows)
 
     def _scores(self, sequences: slice, begin: int, end: int, after: int, reduce: str) -> tuple[Tensor, Tensor]:
         """Attention mass of the queries in columns begin .. end - 1, `after` tokens before the newest."""
         rows, arena = self._rows(sequences), self.arena
+        query, start = self.query[sequences, :, begin:end], arena.row_start[rows.start : rows.stop + 1]
+        length = arena.row_len[rows] - after
+        if reduce == "none":
+            return head_scores(query, arena.key_rows, self.scale, start, length, self.columns)
         return ops.window_scores(
-            self.query[sequences, :, begin:end],
+            query,
             arena.key_rows,
             self.scale,
-            row_start=arena.row_start[rows.start : rows.stop + 1],
-            row_len=arena.row_len[rows] - after,
+            row_start=start,
+            row_len=length,
             columns=self.columns,
             reduce_group="none" if self.shape.rows == self.shape.num_q_heads else reduce,
         )

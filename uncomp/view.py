@@ -73,9 +73,19 @@ class LayerView(abc.ABC):
     def window_scores(self, window: int, *, reduce: str = "mean", value_norm: bool = False) -> Tensor:
         """[R, columns] float32: attention mass of the last `window` queries, reduced over the row's query heads."""
 
-    @abc.abstractmethod
     def accumulated_scores(self, *, reduce: str = "mean") -> Tensor:
-        """[R, columns] float32: attention mass of all queries so far. Costs as many flops as attention itself."""
+        """[R, columns] float32: attention mass of all queries so far, summed, then reduced over the row's query heads.
+
+        Costs as many flops as attention itself; a second call returns the tensor of the first.
+        """
+        known = self.__dict__.setdefault("_accumulated", {})
+        if reduce not in known:
+            known[reduce] = self._accumulate(reduce)
+        return known[reduce]
+
+    @abc.abstractmethod
+    def _accumulate(self, reduce: str) -> Tensor:
+        """What accumulated_scores returns."""
 
     @property
     def live(self) -> Tensor:
@@ -150,10 +160,10 @@ class PromptView(LayerView):
         self._lse = self.last_queries(min(window, self.columns))[1]
         self.query = self.query[:, :, self.columns - min(window, self.columns) :].clone()
 
-    def accumulated_scores(self, *, reduce: str = "mean") -> Tensor:
+    def _accumulate(self, reduce: str) -> Tensor:
         """See LayerView."""
         first, length = self.lengths.on(self.device)
-        total = torch.zeros(self.num_rows, self.columns, device=self.device)
+        per_head, total = sums(self, reduce)
         for end in range(min(CHUNK, self.columns), self.columns + CHUNK, CHUNK):
             end = min(end, self.columns)
             begin = (end - 1) // CHUNK * CHUNK
@@ -164,10 +174,10 @@ class PromptView(LayerView):
                 self.scale,
                 first=first,
                 length=torch.minimum(seen, length),
-                reduce_group=self._reduce(reduce),
+                reduce_group="none" if per_head else reduce,
             )
             total += scores
-        return total
+        return largest_head(self, total)
 
     def last_queries(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
         """The last `window` queries with their log-sum-exp, as seed_votes_ takes them.
@@ -200,6 +210,20 @@ class PromptView(LayerView):
             dense = dense.gather(2, column.view(self.batch, 1, -1, 1).expand(-1, dense.shape[1], -1, dense.shape[3]))
         repeat = self.shape.rows // dense.shape[1]
         return dense.repeat_interleave(repeat, 1).flatten(0, 1) if repeat > 1 else dense.flatten(0, 1)
+
+
+def sums(view: LayerView, reduce: str) -> tuple[bool, Tensor]:
+    """Where queries are summed up: True and [B * Hq, columns] zeros, or, where heads may be reduced first, False and
+    [R, columns] zeros. The largest of sums is not the sum of the largest, so "max" keeps heads apart."""
+    heads = view.shape.num_q_heads
+    per_head = reduce == "max" or view.shape.rows == heads
+    return per_head, torch.zeros(view.batch * heads if per_head else view.num_rows, view.columns, device=view.device)
+
+
+def largest_head(view: LayerView, total: Tensor) -> Tensor:
+    """[R, columns] from what `sums` began."""
+    group = total.shape[0] // max(view.num_rows, 1)
+    return total.view(view.num_rows, group, view.columns).amax(1) if group > 1 else total
 
 
 def padded_window(query: Tensor, lse: Tensor, window: int) -> tuple[Tensor, Tensor]:
