@@ -211,3 +211,41 @@ def limits(
     weights = weights if isinstance(weights, Tensor) else int32_on(group.device, tuple(weights))
     lengths, totals = _int32(lengths, count, group.device), _int32(totals, count, group.device)
     return ops.allocate_budget(group, weights, lengths, totals, floor)
+
+
+def clipped_shares(weight: Tensor, most: Tensor, total: Tensor) -> Tensor:
+    """Shares in proportion to weights, none above its bound, that sum to the totals exactly. No host sync.
+
+    Rows whose share passes their bound get the bound, the others share what is left; whole parts, then one more for the
+    largest fractions, ties to the lower row. Where all bounds together are less than the total every row gets its
+    bound, and the rest is spread evenly.
+
+    Args:
+        weight: [N, H] int64, at least 0; weight * total must stay below 2^63, as must most * the sum of a row.
+        most: [N, H] int64 bounds, at least 0. A weight of 0 gets nothing, so the others must hold the total.
+        total: [N, 1] int64, at least 0.
+    Returns:
+        [N, H] int64.
+    Source: docs/policies.md "adakv".
+    """
+    rows = weight.shape[1]
+    room = most.sum(1, keepdim=True)
+    over = (total - room).clamp(min=0)
+    left = total - over
+    # In ascending order of bound / weight the rows that reach their bound stand in front.
+    order = torch.where(weight > 0, most.double() / weight, float("inf")).argsort(stable=True, dim=1)
+    bound, share = most.gather(1, order), weight.gather(1, order)
+    before = bound.cumsum(1) - bound
+    after = share.sum(1, keepdim=True) - share.cumsum(1) + share
+    reaches = (bound * after <= (left - before) * share) & ((share > 0) | (bound == 0))
+    full = torch.zeros_like(reaches).scatter_(1, order, reaches.long().cumprod(1).bool())
+    left = left - most.masked_fill(~full, 0).sum(1, keepdim=True)
+    free = weight.masked_fill(full, 0)
+    whole_weight = free.sum(1, keepdim=True).clamp(min=1)
+    part = torch.div(left * free, whole_weight, rounding_mode="floor")
+    fraction = (left * free - part * whole_weight).masked_fill(full | (weight == 0), -1)
+    missing = left - part.sum(1, keepdim=True)
+    rank = fraction.argsort(stable=True, dim=1, descending=True).argsort(1)
+    part = torch.where(full, most, part + (rank < missing))
+    each = torch.div(over, rows, rounding_mode="floor")
+    return part + each + (torch.arange(rows, device=weight.device) < over - each * rows)

@@ -29,12 +29,14 @@ class Policy:
         defaults: values of config fields left at None.
         options: names that policy_options may hold, with their defaults.
         scope: "layer", or "model" if limits span layers: all layers then stay dense until the last one.
+        beta: how steep layer_shape="pyramid" is.
     """
 
     name: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {}
     options: ClassVar[Mapping[str, Any]] = {}
     scope: str = "layer"
+    beta: float = 20.0
 
     def __init__(self, config: UncompConfig, shape: CacheShape) -> None:
         unknown = sorted(set(config.policy_options) - set(self.options))
@@ -60,7 +62,7 @@ class Policy:
         if config.layer_shape != "uniform":
             layers = self.shape.num_layers
             means = [
-                budget.layer_means(b, n, layers, config.layer_shape, config.floor)[layer]
+                budget.layer_means(b, n, layers, config.layer_shape, config.floor, self.beta)[layer]
                 for b, n in zip(means, lengths, strict=True)
             ]
         return [self.shape.rows * b for b in means]

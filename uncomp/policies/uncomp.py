@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UNComp: rows whose queries carry more information store more tokens (arXiv 2410.03090)."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from uncomp import budget, grouping, presets
+from uncomp.calibration.profile import HeadProfile, ModelFacts
+from uncomp.entropy import default_top, row_entropy
+from uncomp.policies.base import Policy, register_policy
+from uncomp.types import PlanRequest
+from uncomp.view import LayerView, PromptView
+
+
+@register_policy
+class UNComp(Policy):
+    """Rows are ranked by the entropy of their rotated queries and cut into groups; higher groups store more.
+
+        A = Z^T Z / n                                  Z: centred queries of unit length
+        H = -sum_{i <= k} s_i ln s_i / ln D            s: spectrum of A / tr A, largest first
+        b_h proportional to 1 - x + 2 x g / (G - 1)    g: group of row h, 0 = lowest entropy
+
+    A NaN entropy ranks highest. Tokens of a row: the attention of the last W queries, pooled. docs/method.md has all of
+    it: "Entropy", "Grouping", "Budget", "Presets".
+    """
+
+    name = "uncomp"
+    defaults: ClassVar = {}
+
+    def __init__(self, config, shape) -> None:
+        super().__init__(config, shape)
+        self.scope = config.group_scope
+        self.whole = config.group_scope == "model"
+        self.rows = shape.rows * (shape.num_layers if self.whole else 1)  # rows that are cut into groups together
+        self.named = self._named()
+        self.num_groups = [len(self._values(layer)) for layer in range(shape.num_layers)]
+        self._weights = self._fixed_weights()
+        self._check_extreme()
+        self._profile = None if config.profile == "online" else self._read_profile()
+
+    # ---- the order of the rows
+    def statistic(self, view: LayerView) -> Tensor | None:
+        """[B, rows] float32, entropy as a share of ln D; None where a profile, the lot or a single group decides."""
+        config = self.config
+        if self._profile is not None or config.order == "random" or max(self.num_groups) == 1:
+            return None
+        if not isinstance(view, PromptView):
+            raise TypeError("uncomp: the order of heads is measured on a prompt; got a view of stored rows")
+        return row_entropy(
+            view.query,
+            self.shape.rows,
+            top=config.entropy_top,
+            kind=config.entropy_kind,
+            reduce=config.reduce_entropy,
+            first=view.first,
+            length=view.tokens,
+        )
+
+    def groups(self, request: PlanRequest) -> Tensor:
+        """[B, N] int32, group of every row, 0 = lowest entropy."""
+        config, layer = self.config, 0 if self.whole else request.layers[0]
+        count = self.num_groups[layer]
+        if request.statistic is not None and count > 1:
+            return grouping.groups_online(request.statistic, count, config.order, config.seed, layer)
+        ids = grouping.int32_on(request.device, self._host_groups(layer))
+        return ids.repeat(len(request.lengths), 1)
+
+    def _host_groups(self, layer: int) -> tuple[int, ...]:
+        """Groups that do not hang on the prompt."""
+        config, count = self.config, self.num_groups[layer]
+        ids = [0] * self.rows
+        if self._profile is not None and self.whole:
+            ids = [g for row in self._profile.model_groups(count, config.rows) for g in row]
+        elif self._profile is not None:
+            ids = self._profile.groups(layer, count, config.rows)
+        return tuple(grouping.ordered(ids, count, config.order, seed=config.seed, layer=layer))
+
+    def _read_profile(self) -> HeadProfile:
+        profile, config, shape = _load(self.config.profile), self.config, self.shape
+        ours = (shape.num_layers, shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        facts = ModelFacts(profile.model.type, *ours, profile.model.hash)
+        profile.check(facts, config.entropy_top or default_top(shape.head_dim), config.entropy_kind)
+        return profile
+
+    # ---- how much each group gets
+    def totals(self, layer: int, lengths: list[int]) -> list[int]:
+        """[B] tokens that the rows of a layer share; with scope "model" only their sum over the layers counts."""
+        if self.config.budget is not None:
+            return super().totals(layer, lengths)
+        layers = self.shape.num_layers
+        whole = [self.named.total(self.rows, self.config.floor, layer, layers, n) for n in lengths]
+        return [t // layers + (layer < t % layers) for t in whole] if self.whole else whole
+
+    def limits(self, request: PlanRequest) -> Tensor:
+        """[B, N] int32; a sequence's row sums to its total exactly."""
+        layer = 0 if self.whole else request.layers[0]
+        weights = self._weights[layer]
+        if weights is None:
+            table = [self._weights_of(layer, n, t) for n, t in zip(request.lengths, request.totals, strict=True)]
+            weights = torch.tensor(table, dtype=torch.int32, device=request.device)
+        return budget.limits(self.groups(request), weights, request.lengths, request.totals, self.config.floor)
+
+    def _named(self) -> presets.Shape | None:
+        """The shape that says tokens group by group; None for the linear one."""
+        config = self.config
+        if config.shape == "linear":
+            return None
+        if config.extreme is not None:
+            raise ValueError(f"uncomp: extreme makes a shape of its own; leave shape at 'linear', not {config.shape!r}")
+        if isinstance(config.shape, tuple):
+            if not config.shape or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in config.shape):
+                raise ValueError(f"uncomp: shape must hold positive integers; got {config.shape}")
+            named = presets.Shape("shape", config.shape)
+        else:
+            named = presets.preset(config.shape)
+        if self.whole and named.inner is not None:
+            raise ValueError(f'uncomp: shape {config.shape} differs by layer and needs group_scope="layer"')
+        if config.budget is None and config.layer_shape != "uniform":
+            raise ValueError(f"uncomp: layer_shape={config.layer_shape!r} of a named shape needs a budget")
+        return named
+
+    def _values(self, layer: int) -> tuple:
+        """As many entries as the layer has groups."""
+        config = self.config
+        if self.named is not None:
+            values = self.named.at_layer(layer, self.shape.num_layers)
+            if config.groups not in (None, len(self.named.values)):
+                raise ValueError(
+                    f"uncomp: groups must be {len(self.named.values)}, as shape {config.shape} has; got {config.groups}"
+                )
+        else:
+            count = 2 if config.extreme is not None else min(2, self.rows)
+            if config.extreme is not None and config.groups not in (None, 2):
+                raise ValueError(f"uncomp: groups must be 2 where extreme is given; got {config.groups}")
+            values = (None,) * (config.groups or count)
+        if len(values) > self.rows:
+            what = "of the model" if self.whole else "of a layer"
+            raise ValueError(f"uncomp: groups must lie in [1, {self.rows}], the rows {what}; got {len(values)}")
+        return values
+
+    def _fixed_weights(self) -> list[list[int] | None]:
+        """Weights of each layer's groups; None where they depend on the prompt."""
+        config, layers = self.config, self.shape.num_layers
+        if config.extreme is not None:
+            return [None] * layers
+        if self.named is None:
+            return [budget.group_weights(self.num_groups[0], _spread(config.spread))] * layers
+        weights = []
+        for layer in range(layers):
+            open_ended = None in self._values(layer)
+            weights.append(None if open_ended else self.named.weights(layer, layers))
+            if config.budget is None and not open_ended:
+                self.named.total(self.rows, config.floor, layer, layers)  # refuses what is below window and sinks
+        return weights
+
+    def _weights_of(self, layer: int, n: int, total: int) -> list[int]:
+        """Weights for one sequence of n tokens whose rows share `total`."""
+        if self.config.extreme is None:
+            return self.named.weights(layer, self.shape.num_layers, n)
+        mean = total // self.rows
+        return budget.extreme_weights(min(self.config.extreme, mean), mean, self.rows, self.config.floor)
+
+    def _check_extreme(self) -> None:
+        config = self.config
+        if config.extreme is None:
+            return
+        mean = config.budget if isinstance(config.budget, int) else max(config.extreme, config.floor)
+        budget.extreme_weights(config.extreme, mean, self.rows, config.floor)
+
+
+def _spread(spread: float | str | None) -> Fraction | None:
+    if spread is None:
+        return None
+    try:
+        return Fraction(spread) if isinstance(spread, str) else budget.exact(spread)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise ValueError(f"uncomp: spread must be a number in [0, 1), like 0.5 or '2/3'; got {spread!r}") from None
+
+
+def _load(path: str) -> HeadProfile:
+    found = os.stat(path)
+    return _load_version(os.path.abspath(path), found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _load_version(path: str, changed: int, size: int) -> HeadProfile:
+    """A profile is read once, not once a cache."""
+    return HeadProfile.load(path)
