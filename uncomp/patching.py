@@ -19,7 +19,7 @@ from uncomp.hf import attention
 from uncomp.hf.cache import SharedState, UncompCache, new_layers
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
-from uncomp.report import cache_stats
+from uncomp.report import Ledger, ledger_of, stats_of
 
 _MARK = "_uncomp_handle"
 
@@ -71,6 +71,8 @@ class PatchHandle:
             stack.register_forward_hook(self._commit, with_kwargs=True, always_call=True),
         ]
         self._last: weakref.ref | None = None
+        self._ledger: Ledger | None = None  # of the last cache; holds none of its keys and values
+        self._capacity = 0  # of its first layer when the ledger was made
         self._active: SharedState | None = None
         setattr(stack, _MARK, self)
 
@@ -100,14 +102,19 @@ class PatchHandle:
         return UncompCache(self._model, self.config)
 
     def stats(self) -> dict[str, Any]:
-        """What the last forward's cache stores; see `uncomp.cache_stats`. Reads row lengths back from the device."""
+        """What the last forward's cache stores, or stored before it was dropped; see `uncomp.cache_stats`.
+
+        Reads row lengths back from the device.
+
+        Raises:
+            RuntimeError: no forward has run yet.
+        """
         cache = self.cache
-        if cache is None:
-            raise RuntimeError(
-                "uncomp: stats() needs a cache that is alive: keep the output of generate(..., "
-                "return_dict_in_generate=True), or pass past_key_values=handle.new_cache()"
-            )
-        return cache_stats(cache)
+        if cache is not None:
+            self._ledger = ledger_of(cache)
+        if self._ledger is None:
+            raise RuntimeError("uncomp: stats() needs a forward of the patched model first")
+        return stats_of(self._ledger)
 
     # ---- hooks
     def _begin(self, stack, args, kwargs):
@@ -146,8 +153,13 @@ class PatchHandle:
             or any(layer.finished != shared.clock.columns + shared.clock.chunk.tokens for layer in shared.layers)
         ):
             shared.clock.fail()
-        else:
-            shared.clock.commit()
+            return
+        prompt = shared.clock.chunk.lengths is not None
+        shared.clock.commit()
+        cache = self.cache
+        capacity = shared.layers[0].ragged.capacity
+        if cache is not None and (prompt or capacity != self._capacity):
+            self._ledger, self._capacity = ledger_of(cache), capacity
 
     def _adopt(self, cache) -> SharedState:
         shared = getattr(cache, "uncomp", None)

@@ -3,9 +3,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+@dataclass
+class Ledger:
+    """What a cache's size can be told from, without holding its keys and values."""
+
+    policy: str
+    num_kv_heads: int
+    clock: Any
+    layers: int
+    other_layers: int
+    row_len: list[Tensor]  # one [R] a layer
+    statistic: list[Tensor]
+    kv_bytes: int
+    state_bytes: int
+    other_bytes: int
+    token_bytes: int  # keys and values of one token and KV head
+
+
+def ledger_of(cache) -> Ledger:
+    """The ledger of a compressed cache as it is now.
+
+    Raises:
+        ValueError: the cache is none of ours.
+    """
+    shared = getattr(cache, "uncomp", None)
+    if shared is None:
+        raise ValueError(f"uncomp.cache_stats: cache must be compressed by uncomp; got {type(cache).__name__}")
+    ragged = [layer.ragged for layer in shared.layers if layer.ragged is not None]
+    ours = {id(layer) for layer in shared.layers}
+    others = [layer for layer in cache.layers if id(layer) not in ours]
+    states = [t for layer in others for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
+    token = 0
+    if ragged:
+        token = (ragged[0].key_rows.shape[1] + ragged[0].value_rows.shape[1]) * ragged[0].key_rows.element_size()
+    return Ledger(
+        policy=shared.config.policy,
+        num_kv_heads=shared.shape.num_kv_heads,
+        clock=shared.clock,
+        layers=len(shared.layers),
+        other_layers=len(others),
+        row_len=[r.row_len for r in ragged],
+        statistic=[r.statistic for r in ragged if r.statistic is not None],
+        kv_bytes=sum(r.kv_bytes for r in ragged),
+        state_bytes=sum(r.state_bytes for r in ragged),
+        other_bytes=sum(t.numel() * t.element_size() for t in states),
+        token_bytes=token,
+    )
 
 
 def cache_stats(cache) -> dict[str, Any]:
@@ -21,36 +71,27 @@ def cache_stats(cache) -> dict[str, Any]:
     Raises:
         ValueError: the cache is none of ours.
     """
-    shared = getattr(cache, "uncomp", None)
-    if shared is None:
-        raise ValueError(f"uncomp.cache_stats: cache must be compressed by uncomp; got {type(cache).__name__}")
-    ragged = [layer.ragged for layer in shared.layers if layer.ragged is not None]
-    lengths = torch.cat([r.row_len.cpu() for r in ragged]).float() if ragged else torch.zeros(1)
-    shape, real = shared.shape, shared.clock.real()
-    item = ragged[0].key_rows.element_size() if ragged else 0
-    widths = ragged[0].key_rows.shape[1] + ragged[0].value_rows.shape[1] if ragged else 0
-    ours = {id(layer) for layer in shared.layers}
-    others = [layer for layer in cache.layers if id(layer) not in ours]
-    other_bytes = sum(
-        t.numel() * t.element_size()
-        for layer in others
-        for t in (layer.keys, layer.values)
-        if isinstance(t, torch.Tensor)
-    )
+    return stats_of(ledger_of(cache))
+
+
+def stats_of(ledger: Ledger) -> dict[str, Any]:
+    """See cache_stats."""
+    lengths = torch.cat([n.cpu() for n in ledger.row_len]).float() if ledger.row_len else torch.zeros(1)
+    real = ledger.clock.real()
     return {
-        "policy": shared.config.policy,
+        "policy": ledger.policy,
         "batch": len(real),
-        "layers": len(shared.layers),
-        "other_layers": len(others),
-        "logical_tokens": shared.clock.columns,
+        "layers": ledger.layers,
+        "other_layers": ledger.other_layers,
+        "logical_tokens": ledger.clock.columns,
         "real_tokens": real,
         "stored_tokens_mean": float(lengths.mean()),
         "stored_tokens_min": int(lengths.min()),
         "stored_tokens_max": int(lengths.max()),
-        "cache_bytes": sum(r.kv_bytes for r in ragged),
-        "state_bytes": sum(r.state_bytes for r in ragged),
-        "other_bytes": other_bytes,
-        "full_cache_bytes": len(shared.layers) * sum(real) * shape.num_kv_heads * widths * item,
-        "nan_entropy_rows": sum(int(r.statistic.isnan().sum()) for r in ragged if r.statistic is not None),
-        "displaced_tokens": shared.clock.displaced,
+        "cache_bytes": ledger.kv_bytes,
+        "state_bytes": ledger.state_bytes,
+        "other_bytes": ledger.other_bytes,
+        "full_cache_bytes": ledger.layers * sum(real) * ledger.num_kv_heads * ledger.token_bytes,
+        "nan_entropy_rows": sum(int(s.isnan().sum()) for s in ledger.statistic),
+        "displaced_tokens": ledger.clock.displaced,
     }

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""patch and its handle: what they touch, what they refuse, and that removal gives back the very same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+from transformers import DynamicCache, StaticCache
+from transformers.modeling_utils import AttentionInterface
+
+import uncomp
+from uncomp.testing import tiny_model
+
+pytestmark = pytest.mark.hf
+CONFIG = uncomp.UncompConfig(policy="snapkv", budget=40)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+def prompt(batch: int = 1, columns: int = 60, seed: int = 1):
+    return torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed))
+
+
+def footprint(model):
+    """Everything of a module tree that a patch could leave behind."""
+    found = {}
+    for name, module in model.named_modules():
+        hooks = {k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")}
+        own = sorted(k for k in vars(module) if not k.startswith("_"))
+        found[name] = (hooks, own, vars(module).get("forward"), getattr(module, "_uncomp_handle", None))
+    return found, model.config._attn_implementation, model.config.to_dict()
+
+
+# ---- removal
+def test_remove_gives_back_the_very_same_model(model):
+    ids = prompt()
+    before, stock = footprint(model), model.generate(ids, max_new_tokens=8, do_sample=False)
+    handle = uncomp.patch(model, CONFIG)
+    model.generate(ids, max_new_tokens=8, do_sample=False)
+    handle.remove()
+    handle.remove()
+    assert footprint(model) == before
+    assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), stock)
+
+
+def test_with_removes_on_an_exception(model):
+    before = footprint(model)
+    with pytest.raises(KeyError), uncomp.patch(model, CONFIG):
+        raise KeyError
+    assert footprint(model) == before
+
+
+def test_other_models_do_not_meet(model):
+    other = tiny_model("llama", seed=3)
+    ids = prompt()
+    stock = other.generate(ids, max_new_tokens=8, do_sample=False)
+    with uncomp.patch(model, CONFIG):
+        assert torch.equal(other.generate(ids, max_new_tokens=8, do_sample=False), stock)
+        assert other.config._attn_implementation == "sdpa"
+        with uncomp.patch(other, uncomp.UncompConfig(policy="snapkv", budget=50)) as second:
+            model.generate(ids, max_new_tokens=8, do_sample=False)
+            other.generate(ids, max_new_tokens=8, do_sample=False)
+            assert second.stats()["stored_tokens_max"] == 50
+
+
+# ---- stats
+def test_stats_outlive_the_cache_but_the_cache_does_not(model):
+    with uncomp.patch(model, CONFIG) as handle:
+        with pytest.raises(RuntimeError, match="needs a forward"):
+            handle.stats()
+        model.generate(prompt(2), max_new_tokens=8, do_sample=False)
+        assert handle.cache is None
+        stats = handle.stats()
+    assert stats["stored_tokens_min"] == stats["stored_tokens_max"] == 40
+    assert stats["cache_bytes"] == 4 * 2 * 4 * 40 * 64 * 2 * 4
+    assert stats["full_cache_bytes"] == 4 * 2 * 4 * 67 * 64 * 2 * 4
+    assert stats["real_tokens"] == [67, 67]
+
+
+# ---- refusals, each with its reason
+def test_a_second_patch_is_refused(model):
+    with uncomp.patch(model, CONFIG), pytest.raises(ValueError, match="patched already"):
+        uncomp.patch(model, CONFIG)
+
+
+def test_unknown_model_types_are_refused_by_name():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=1, vocab_size=32))
+    with pytest.raises(NotImplementedError, match="'gpt2' is not supported; supported: llama"):
+        uncomp.patch(gpt2, CONFIG)
+
+
+def test_sliding_layers_are_refused_or_left_alone():
+    with pytest.raises(NotImplementedError, match="nothing to compress"):
+        uncomp.patch(tiny_model("mistral", sliding_window=16), CONFIG)
+    gemma = tiny_model("gemma3_text")
+    with pytest.raises(NotImplementedError, match="skip_sliding=True"):
+        uncomp.patch(gemma, CONFIG)
+    with uncomp.patch(gemma, uncomp.UncompConfig(policy="snapkv", budget=40, skip_sliding=True)) as handle:
+        gemma.generate(prompt(), max_new_tokens=4, do_sample=False)
+        assert handle.stats()["other_layers"] == 2
+        assert handle.facts.sliding == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda m: StaticCache(m.config, max_cache_len=128), "StaticCache"),
+        (lambda m: DynamicCache(config=m.config, offloading=True), "offloaded"),
+    ],
+    ids=["static", "offloaded"],
+)
+def test_foreign_caches_are_refused(model, make, wanted):
+    with uncomp.patch(model, CONFIG), pytest.raises(NotImplementedError, match=wanted):
+        model(prompt(), past_key_values=make(model))
+
+
+def test_a_cache_that_holds_uncompressed_tokens_is_refused(model):
+    cache = model(prompt()).past_key_values
+    with uncomp.patch(model, CONFIG), pytest.raises(NotImplementedError, match="already holds tokens"):
+        model(prompt(1, 5), past_key_values=cache)
+
+
+def test_right_padding_is_refused(model):
+    mask = torch.ones(2, 60, dtype=torch.long)
+    mask[1, 50:] = 0
+    with uncomp.patch(model, CONFIG), pytest.raises(ValueError, match="pads on the right"):
+        model(prompt(2), attention_mask=mask)
+
+
+def test_masks_with_four_dimensions_are_refused(model):
+    with uncomp.patch(model, CONFIG), pytest.raises((NotImplementedError, ValueError), match=r"attention.mask"):
+        model(prompt(), attention_mask=torch.ones(1, 1, 60, 60, dtype=torch.bool))
+
+
+def test_positions_that_do_not_continue_are_refused(model):
+    with uncomp.patch(model, CONFIG), torch.no_grad():
+        state = model(prompt())
+        with pytest.raises(ValueError, match="must continue at 60"):
+            model(prompt(1, 5), past_key_values=state.past_key_values, position_ids=torch.arange(40, 45)[None])
+
+
+def test_training_mode_and_attentions_are_refused(model):
+    with uncomp.patch(model, CONFIG):
+        model.train()
+        try:
+            with pytest.raises(NotImplementedError, match=r"model\.eval"):
+                model(prompt())
+        finally:
+            model.eval()
+        with pytest.raises((NotImplementedError, ValueError), match="output_attentions"):
+            model(prompt(), output_attentions=True)
+
+
+def test_another_batch_on_one_cache_is_refused(model):
+    with uncomp.patch(model, CONFIG), torch.no_grad():
+        state = model(prompt(2))
+        with pytest.raises(ValueError, match="2 sequences; got a batch of 3"):
+            model(prompt(3, 1), past_key_values=state.past_key_values)
+
+
+def test_a_model_that_edits_keys_is_refused(model):
+    """The stored keys would not be the attended ones."""
+    from transformers.models.llama import modeling_llama
+
+    real = modeling_llama.LlamaAttention.forward
+    stock = AttentionInterface._global_mapping["uncomp"]
+
+    def edits(module, query, key, value, *args, **kwargs):
+        return stock(module, query, key * 1.0, value, *args, **kwargs)
+
+    AttentionInterface._global_mapping["uncomp"] = edits
+    try:
+        with uncomp.patch(model, CONFIG), pytest.raises(NotImplementedError, match="changed the keys"):
+            model(prompt())
+    finally:
+        AttentionInterface._global_mapping["uncomp"] = stock
+    assert modeling_llama.LlamaAttention.forward is real
+
+
+def test_without_our_mask_function_padding_would_be_ignored(model):
+    """The registration of the mask function is what makes padding count."""
+    from transformers.masking_utils import AttentionMaskInterface
+
+    ids, mask = prompt(2), torch.ones(2, 60, dtype=torch.long)
+    ids[1, :30], mask[1, :30] = 0, 0
+    model.set_attn_implementation("uncomp")
+    ours = AttentionMaskInterface._global_mapping.pop("uncomp")
+    try:
+        without = model(ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        AttentionMaskInterface._global_mapping["uncomp"] = ours
+    with_ours = model(ids, attention_mask=mask, use_cache=False).logits
+    model.set_attn_implementation("sdpa")
+    stock = model(ids, attention_mask=mask, use_cache=False).logits
+    assert torch.allclose(with_ours[:, -1], stock[:, -1], atol=1e-5)
+    assert not torch.allclose(without[1, -1], stock[1, -1], atol=1e-3)
+
+
+# ---- failures in the middle of a forward
+def test_a_failed_forward_breaks_its_cache_but_not_the_model(model):
+    def explode(module, args, output):
+        raise FloatingPointError
+
+    ids = prompt()
+    with uncomp.patch(model, CONFIG) as handle, torch.no_grad():
+        good = model.generate(ids, max_new_tokens=8, do_sample=False)
+        state = model(ids)
+        hook = model.model.layers[2].register_forward_hook(explode)
+        with pytest.raises(FloatingPointError):
+            model(prompt(1, 1), past_key_values=state.past_key_values)
+        hook.remove()
+        with pytest.raises(RuntimeError, match="failed half-way"):
+            model(prompt(1, 1), past_key_values=state.past_key_values)
+        assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), good)
+        assert handle.stats()["stored_tokens_max"] == 40
