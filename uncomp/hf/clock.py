@@ -16,6 +16,8 @@ from torch import Tensor
 
 from uncomp.types import Lengths
 
+_LATER_CHUNKS = " (chunked prefill of a later turn needs transformers 5.21 or newer)"
+
 
 @dataclass
 class Chunk:
@@ -133,7 +135,7 @@ class Clock:
         else:
             if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < past + tokens:
                 wanted = f"[{batch}, {past + tokens}] (columns seen and new)"
-                raise ValueError(f"uncomp: attention_mask must be {wanted}; got {list(mask.shape)}")
+                raise ValueError(f"uncomp: attention_mask must be {wanted}; got {list(mask.shape)}{_LATER_CHUNKS}")
             mask = mask[:, : past + tokens].to("cpu", torch.bool)
         new = mask[:, past:]
         prior = mask[:, :past].sum(1).tolist()
@@ -185,7 +187,6 @@ class Clock:
             if before is not None and now != before:
                 raise ValueError(
                     f"uncomp: position_ids of sequence {b} must continue at {prior[b] + before} after the {prior[b]} "
-                    f"real tokens that the cache has seen; got {now + prior[b]}. Chunked prefill of a later turn needs "
-                    "transformers 5.21 or newer."
+                    f"real tokens that the cache has seen; got {now + prior[b]}{_LATER_CHUNKS}"
                 )
             self.offset[b] = now
