@@ -174,7 +174,10 @@ def _int32(value: Tensor | int | Sequence[int], count: int, device: torch.device
         return value
     if isinstance(value, int):
         return torch.full((count,), value, dtype=torch.int32, device=device)
-    return torch.tensor(list(value), dtype=torch.int32, device=device)
+    values = tuple(value)
+    if values and values == values[:1] * count:
+        return torch.full((count,), values[0], dtype=torch.int32, device=device)
+    return int32_on(device, values)
 
 
 def limits(
@@ -186,7 +189,7 @@ def limits(
 ) -> Tensor:
     """Token limit of every row through ops.allocate_budget; the limits of a sequence sum to its total.
 
-    Nothing waits for the device, unless lengths or totals are given as N host numbers and must be copied to it.
+    Nothing waits for the device, but for N unequal host numbers, which are copied there once and remembered.
 
     Args:
         group: [N, H] int32 group of each row.
