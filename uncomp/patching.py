@@ -21,6 +21,7 @@ from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
 from uncomp.report import Ledger, ledger_of, stats_of
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8)  # integers: quantised weights
 _MARK = "_uncomp_handle"
 
 
@@ -40,6 +41,9 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
     family = family_of(model.config)
     facts = describe(model.config, config)
     make_policy(config, facts.shape)  # says now what does not fit this model
+    dtype = next(model.parameters()).dtype
+    if dtype not in _DTYPES:
+        raise NotImplementedError(f"uncomp.patch: weights must be float32, float16 or bfloat16; got {dtype}")
     stack = family.text_stack(model)
     if getattr(stack, _MARK, None) is not None:
         raise ValueError("uncomp.patch: the model is patched already; call .remove() on its handle first")

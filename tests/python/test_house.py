@@ -79,7 +79,7 @@ MAY_IMPORT = {
         "view",
     },
     "models": {"config", "models.base", "models.gemma", "models.llama", "models.mistral", "models.qwen"},
-    "models.base": {"config", "types"},
+    "models.base": {"_extension", "config", "types"},
     "models.gemma": {"models.base"},
     "models.llama": {"models.base"},
     "models.mistral": {"models.base"},

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from uncomp._extension import limits
 from uncomp.config import UncompConfig
 from uncomp.types import CacheShape
 
@@ -101,6 +102,17 @@ class Family:
                 "pass skip_sliding=True to accept"
             )
         num_q_heads, num_kv_heads = text.num_attention_heads, text.num_key_value_heads
+        bound, dim = limits(), self.head_dim(text)
+        if dim % bound["head_dim_multiple"] or dim > bound["max_head_dim"]:
+            raise NotImplementedError(
+                f"uncomp: head_dim of {text.model_type} must be a multiple of {bound['head_dim_multiple']} up to "
+                f"{bound['max_head_dim']}; got {dim}"
+            )
+        if num_q_heads // num_kv_heads > bound["max_group_size"]:
+            raise NotImplementedError(
+                f"uncomp: at most {bound['max_group_size']} query heads may share a key/value head; {text.model_type} "
+                f"has {num_q_heads // num_kv_heads}"
+            )
         rows = num_q_heads if uncomp.rows == "query_head" else num_kv_heads
-        shape = CacheShape(len(managed), num_q_heads, num_kv_heads, self.head_dim(text), rows)
+        shape = CacheShape(len(managed), num_q_heads, num_kv_heads, dim, rows)
         return ModelFacts(self.name, shape, managed, sliding)

@@ -96,6 +96,57 @@ def test_unknown_model_types_are_refused_by_name():
         uncomp.patch(gpt2, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ({"head_dim": 12}, "multiple of 8 up to 256; got 12"),
+        ({"head_dim": 264}, "multiple of 8 up to 256; got 264"),
+        ({"num_attention_heads": 32, "num_key_value_heads": 1}, "at most 16 query heads"),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_kernel_takes_are_refused(overrides, wanted):
+    with pytest.raises(NotImplementedError, match=wanted):
+        uncomp.patch(tiny_model("llama", **overrides), CONFIG)
+
+
+def test_dtypes_that_no_kernel_takes_are_refused():
+    with pytest.raises(NotImplementedError, match=r"got torch\.float64"):
+        uncomp.patch(tiny_model("llama").double(), CONFIG)
+
+
+def test_configs_that_do_not_fit_the_model_are_refused(model):
+    before = footprint(model)
+    with pytest.raises(ValueError, match="groups"):
+        uncomp.patch(model, uncomp.UncompConfig(groups=5))
+    assert footprint(model) == before
+
+
+def test_generate_options_that_need_another_cache_are_refused(model):
+    with uncomp.patch(model, CONFIG):
+        with pytest.raises(NotImplementedError, match="StaticCache"):
+            model.generate(prompt(), max_new_tokens=4, cache_implementation="static")
+        model.generate(prompt(), max_new_tokens=4)  # and the next request works
+
+
+def test_the_text_generation_pipeline_compresses(model):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, pipeline
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:196]
+    names = ["<pad>", "<s>", "</s>", *alphabet]
+    backend = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer.padding_side = "left"
+    texts = ["a long prompt " * 8, "another prompt, a shorter one " * 3]
+    with uncomp.patch(model, CONFIG) as handle:
+        run = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=2)
+        run(texts, max_new_tokens=5, do_sample=False)
+        assert handle.stats()["stored_tokens_max"] == 40
+        assert handle.stats()["batch"] == 2
+
+
 def test_sliding_layers_are_refused_or_left_alone():
     with pytest.raises(NotImplementedError, match="nothing to compress"):
         uncomp.patch(tiny_model("mistral", sliding_window=16), CONFIG)
