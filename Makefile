@@ -17,7 +17,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 .PHONY: help demo test test-cpp test-python test-hf-floor smollm2 build catch2 lint format bench clean
 
 help:
-	@echo "make demo    build and show the operators at work"
+	@echo "make demo    build, then a small real model with a full and a compressed cache"
 	@echo "make test    build and run the C++ and Python tests"
 	@echo "make lint    style of C++ and Python; make format mends it"
 	@echo "make bench   time every operator on a GPU (JSON=file)"
@@ -66,8 +66,10 @@ test-hf-floor:
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || exit 0; \
 	$(MAKE) --no-print-directory $(FLOOR)/.installed && PYTHONPATH=$(abspath $(FLOOR)) $(PY) -m pytest tests/python/hf
 
-demo: build
-	@$(PY) examples/020_use_the_ops.py
+# Without the model the operators still show themselves.
+demo: build smollm2
+	@if [ -e $(VENV)/.smollm2 ] || [ -n "$$UNCOMP_SMOLLM2" ]; then $(PY) examples/demo.py --figure build/demo.png; \
+	else $(PY) examples/020_use_the_ops.py; fi
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

@@ -101,6 +101,11 @@ MAY_IMPORT = {
         "view",
     },
     "patching": {"config", "hf.attention", "hf.cache", "models", "policies", "report"},
+    "hf.environment": {"hf.compat", "hf.load", "models"},
+    "generation": {"config", "patching", "report"},
+    "figures": set(),
+    "cli": {"__init__", "config", "figures", "generation", "hf.environment", "hf.load"},
+    "__main__": {"cli"},
     "__init__": {"_extension", "_version", "config", "hf.attention", "ops", "patching", "policies", "report"},
 }
 

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `uncomp info` and `uncomp generate`. It parses and prints; uncomp/generation.py does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uncomp
+from uncomp.config import UncompConfig, known_policies
+
+BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
+
+
+class _Progress:
+    """One line on stderr that is written over."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown, self.label, self.width = shown, "", 0
+
+    def __call__(self, text: str) -> None:
+        """Shows this instead of what stands there."""
+        if self.shown:
+            line = f"{self.label}: {text}" if self.label else text
+            print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(line)
+
+    def clear(self) -> None:
+        """Leaves an empty line."""
+        if self.shown and self.width:
+            print("\r" + " " * self.width + "\r", end="", file=sys.stderr, flush=True)
+            self.width = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: without the program's name; default: those of the process.
+    Returns:
+        exit status: 0, 2 for bad input (one line on stderr says which), 1 where memory ran out, 130 if interrupted.
+    """
+    parser = _arguments()
+    args = parser.parse_args(arguments)
+    progress = _Progress(sys.stderr.isatty() or getattr(args, "progress", False))
+    try:
+        return args.command(args, progress)
+    except (OSError, ValueError, NotImplementedError, ImportError, MemoryError, RuntimeError) as error:
+        progress.clear()
+        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+            print("uncomp: out of memory: take a shorter prompt, a smaller model or dtype", file=sys.stderr)
+            return 1
+        if not _is_bad_input(error):
+            raise
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        progress.clear()
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """What this package refuses begins with its name; anything else is a fault and keeps its traceback."""
+    return str(error).startswith("uncomp")
+
+
+# ---- arguments
+def _arguments() -> argparse.ArgumentParser:
+    parser = _Parser(prog="uncomp", description=uncomp.__doc__)
+    parser.add_argument("--version", action="version", version=f"uncomp {uncomp.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    info = commands.add_parser("info", help="what is installed and built", description="What is installed and built.")
+    info.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    info.set_defaults(command=_info)
+    text = "Generate greedily with a compressed cache."
+    generate = commands.add_parser("generate", help=text.lower().rstrip("."), description=text)
+    generate.set_defaults(command=_generate)
+    _model_arguments(generate)
+    _cache_arguments(generate)
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="the prompt itself")
+    prompt.add_argument("--prompt-file", help="a UTF-8 file that holds it")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--min-new-tokens", type=int, default=0, help="no end of text before these; default 0")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="auto (as saved, the default), float32, float16 or bfloat16")
+    parser.add_argument("--compare", action="store_true", help="run the full cache too and print both")
+    parser.add_argument("--figure", metavar="FILE", help="draw entropy, stored tokens and bytes (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
+    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+
+
+def _cache_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("cache", "left out: the default of the policy (docs/policies.md)")
+    group.add_argument("--policy", default="uncomp", help=f"{', '.join(known_policies())}; default %(default)s")
+    group.add_argument("--budget", type=_budget, metavar="N|SHARE", help="mean tokens a row keeps, or 0.0938 of them")
+    group.add_argument("--groups", type=int, help="groups of heads")
+    group.add_argument("--group-scope", choices=("layer", "model"), help="where heads are grouped")
+    group.add_argument("--order", choices=("ascending", "reverse", "random"), help="of the groups; two are ablations")
+    group.add_argument("--shape", type=_shape, help='budgets over the groups: linear, a preset, or "128,256,..."')
+    group.add_argument("--profile", help="a calibrated profile instead of this prompt's entropies")
+    group.add_argument("--preset", choices=("tuned",), help="a combination of settings under one name")
+    group.add_argument("--window", type=int, help="newest tokens, which score and stay")
+    group.add_argument("--sinks", type=int, help="first tokens that stay")
+    group.add_argument("--rows", choices=("kv_head", "query_head"), help="what has a budget of its own")
+    group.add_argument("--decode", choices=("evict", "grow"), help="constant length, or new tokens are appended")
+    group.add_argument("--skip-sliding", action="store_true", default=None, help="accept sliding-window layers")
+    group.add_argument("--seed", type=int, help="of --order random and --policy random")
+
+
+_CONFIG = (
+    "policy",
+    "budget",
+    "groups",
+    "group_scope",
+    "order",
+    "shape",
+    "profile",
+    "preset",
+    "window",
+    "sinks",
+    "rows",
+)
+_CONFIG += ("decode", "skip_sliding", "seed")
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be whole tokens or a share like 0.0938; got {text!r}") from None
+
+
+def _shape(text: str) -> str | tuple[int, ...]:
+    parts = text.split(",")
+    return tuple(int(part) for part in parts) if all(part.strip().isdigit() for part in parts) else text
+
+
+# ---- commands
+def _info(args: argparse.Namespace, progress: _Progress) -> int:
+    from uncomp.hf.environment import environment
+
+    found = {**uncomp.build_info(), **environment(), "policies": known_policies()}
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    for name, value in found.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{name:<17} {'none' if text in ('', None) else text}")
+    return 0
+
+
+def _generate(args: argparse.Namespace, progress: _Progress) -> int:
+    text = _prompt(args)
+    given = {name: getattr(args, name) for name in _CONFIG if getattr(args, name) is not None}
+    config = UncompConfig(**given)
+    if args.profile not in (None, "online") and not Path(args.profile).is_file():
+        raise ValueError(f'uncomp generate: profile "{args.profile}" is no file')
+    if args.figure is not None:
+        from uncomp import figures
+
+        figures.check(args.figure)
+    device = _device(args.device)
+
+    from uncomp.hf.environment import quiet
+
+    quiet(silent=not progress.shown)
+    from uncomp import generation
+    from uncomp.hf.load import load_model
+
+    progress("loading")
+    model, tokenizer = load_model(args.model, dtype=args.dtype, device=device)
+    ids = generation.encode(tokenizer, text, chat=args.chat)
+    options = {"max_new_tokens": args.max_new_tokens, "progress": progress, "min_new_tokens": args.min_new_tokens}
+    progress.label = config.policy
+    report = generation.run(model, tokenizer, ids, config, **options)
+    full = None
+    if args.compare:
+        progress.label = "full cache"
+        full = generation.run(model, tokenizer, ids, None, **options)
+    progress.clear()
+    if args.figure is not None:
+        figures.draw(report, args.figure, full=full)
+    if args.json:
+        print(json.dumps(_values(report, full)))
+    else:
+        print(render(report, full))
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        text, source = args.prompt, "--prompt"
+    else:
+        source = f'prompt file "{args.prompt_file}"'
+        try:
+            text = Path(args.prompt_file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"uncomp generate: {source} cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"uncomp generate: {source} is not UTF-8 (byte {error.start})") from error
+    if not text.strip():
+        raise ValueError(f"uncomp generate: {source} is empty")
+    return text
+
+
+def _device(wanted: str | None) -> str:
+    import torch
+
+    built = uncomp.build_info()["cuda"]
+    if wanted is None:
+        return "cuda" if built and torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and torch.cuda.is_available() and not built:
+        raise ValueError(f"uncomp generate: --device {wanted} needs a build with CUDA kernels; this one has none")
+    return wanted
+
+
+# ---- what is printed
+def _values(report: Any, full: Any) -> dict[str, Any]:
+    from uncomp.generation import agreement
+
+    values = report.to_dict()
+    if full is not None:
+        values["compare"] = {**full.to_dict(), "agreement": agreement(report, full)}
+    return values
+
+
+_LINES = (
+    ("prompt tokens", lambda r: f"{r.prompt_tokens}"),
+    ("new tokens", lambda r: f"{r.new_tokens}"),
+    ("stored tokens", lambda r: f"{r.stored_tokens_mean:.1f} ({r.stored_tokens_min} to {r.stored_tokens_max})"),
+    ("cache", lambda r: f"{r.cache_bytes / 2**20:.2f} MiB"),
+    ("of the full cache", lambda r: f"{100 * r.cache_bytes / max(r.full_cache_bytes, 1):.2f} %"),
+    ("prefill", lambda r: f"{r.prefill_seconds:.2f} s"),
+    ("decode", lambda r: "-" if (v := r.decode_tokens_per_second) is None else f"{v:.2f} tokens/s"),
+    ("peak memory", lambda r: "-" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.0f} MiB"),
+)
+
+
+def render(report: Any, full: Any = None) -> str:
+    """What `uncomp generate` prints: the text, then a column of figures for each run."""
+    runs = [report] if full is None else [report, full]
+    lines = [f"[{run.policy}] {run.text}" for run in runs] if full is not None else [report.text]
+    columns = [["", *(value(run) for _, value in _LINES)] for run in runs]
+    for column, run in zip(columns, runs, strict=True):
+        column[0] = run.policy if run.budget is None else f"{run.policy}, budget {run.budget}"
+    widths = [max(map(len, column)) for column in columns]
+    names = ["", *(name for name, _ in _LINES)]
+    lines.append("")
+    for i, name in enumerate(names):
+        cells = (column[i].rjust(width) for column, width in zip(columns, widths, strict=True))
+        lines.append(f"{name:<18} " + "   ".join(cells))
+    if full is not None:
+        from uncomp.generation import agreement
+
+        lines.append(f"{'equal tokens':<18} {100 * agreement(report, full):.1f} %")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program finds around it: releases, GPUs, supported models; and how loud transformers is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Any
+
+import torch
+
+from uncomp.hf import compat
+from uncomp.hf.load import KNOWN
+from uncomp.models import FAMILIES
+
+
+def environment() -> dict[str, Any]:
+    """Facts as plain JSON values; transformers is not imported.
+
+    Returns:
+        transformers (installed release or None), transformers_supported, gpus (names), model_types, models (short
+        names that load without the network, "(not installed)" beside those whose package is missing).
+    """
+    return {
+        "transformers": _release("transformers"),
+        "transformers_supported": compat.RANGE.removeprefix("transformers"),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "model_types": [name for family in FAMILIES for name in family.model_types],
+        "models": [name + ("" if _release(k.distribution) else " (not installed)") for name, k in KNOWN.items()],
+    }
+
+
+def quiet(silent: bool = True) -> None:
+    """Keeps transformers to its errors; with `silent` no progress bars either. For the whole process."""
+    if silent:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it on import
+    compat.version()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if silent:
+        logging.disable_progress_bar()
+
+
+def _release(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
