@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from uncomp import budget, ops
+from uncomp.grouping import int32_on
 from uncomp.policies.base import Policy, register_policy
 from uncomp.scoring import pool_scores
 from uncomp.types import PlanRequest
@@ -50,7 +51,7 @@ class AdaKV(Policy):
         rows, batch, floor = self.shape.rows, len(request.lengths), self.config.floor
         host = [total - rows * floor for total in request.totals]  # tokens beside windows and sinks
         have = (request.candidates[0].long().view(batch, rows) - floor).clamp(min=0)
-        spare = torch.tensor(host, dtype=torch.int64, device=request.device).unsqueeze(1)
+        spare = int32_on(request.device, tuple(host)).long().unsqueeze(1)
         scores = self._candidates(request)
         safe, whole = self.alpha, self.alpha.denominator
         if self.option["form"] == "protect":
@@ -72,7 +73,7 @@ class AdaKV(Policy):
     def _protected(self, scores: Tensor, have: Tensor, least: list[int]) -> Tensor:
         """Scores with +inf at each row's best; least: [B] tokens a row."""
         rows, columns = self.shape.rows, scores.shape[1]
-        wanted = torch.tensor(least, dtype=torch.int64, device=scores.device).unsqueeze(1)
+        wanted = int32_on(scores.device, tuple(least)).long().unsqueeze(1)
         keep = torch.minimum(wanted, have).flatten().to(torch.int32)
         total = sum(rows * min(each, columns) for each in least)
         index, start = ops.select_tokens(scores, torch.full_like(keep, columns), keep, total, sink=0, window=0)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from uncomp.grouping import int32_on
 from uncomp.policies.base import Policy, register_policy
 from uncomp.types import DecodeRule
 from uncomp.view import LayerView
@@ -34,7 +35,7 @@ class H2O(Policy):
         """[R, columns] float32, accumulated mass; +inf for the newest half of what the row may hold."""
         scores = view.accumulated_scores(reduce=self.config.reduce_scores)
         half = [total // self.shape.rows // 2 for total in self.totals(view.layer, view.seen)]
-        newest = torch.tensor(half, dtype=torch.int32, device=view.device).repeat_interleave(self.shape.rows)
+        newest = int32_on(view.device, tuple(half)).repeat_interleave(self.shape.rows)
         column = torch.arange(view.columns, device=view.device)
         return scores.masked_fill(column >= (view.length - newest).unsqueeze(1), float("inf"))
 

@@ -8,7 +8,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from uncomp import budget, grouping, presets
@@ -104,7 +103,7 @@ class UNComp(Policy):
         weights = self._weights[layer]
         if weights is None:
             table = [self._weights_of(layer, n, t) for n, t in zip(request.lengths, request.totals, strict=True)]
-            weights = torch.tensor(table, dtype=torch.int32, device=request.device)
+            weights = grouping.int32_on(request.device, tuple(w for row in table for w in row)).view(len(table), -1)
         return budget.limits(self.groups(request), weights, request.lengths, request.totals, self.config.floor)
 
     def _named(self) -> presets.Shape | None:

@@ -141,7 +141,7 @@ def test_the_text_generation_pipeline_compresses(model):
     tokenizer.padding_side = "left"
     texts = ["a long prompt " * 8, "another prompt, a shorter one " * 3]
     with uncomp.patch(model, CONFIG) as handle:
-        run = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=2)
+        run = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=2, device="cpu")
         run(texts, max_new_tokens=5, do_sample=False)
         assert handle.stats()["stored_tokens_max"] == 40
         assert handle.stats()["batch"] == 2
