@@ -17,8 +17,8 @@ from uncomp.cli import render
 from uncomp.hf.environment import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/method.md", "docs/architecture.md", "docs/kernels.md", "docs/glossary.md", "docs/adding.md")
-QUESTION = "In one or two sentences: what does uncomp compress, and which heads keep more tokens?"
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("method", "architecture", "policies", "kernels", "glossary")))
+QUESTION = "Which Python version is needed?"
 LEAST = 6000  # prompt tokens
 
 
