@@ -184,7 +184,12 @@ def _spread(spread: float | str | None) -> Fraction | None:
 
 
 def _load(path: str) -> HeadProfile:
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ValueError(
+            f'uncomp: profile must be "online" or a readable HeadProfile file; got {path!r} ({error.strerror})'
+        ) from error
     return _load_version(os.path.abspath(path), found.st_mtime_ns, found.st_size)
 
 

@@ -122,6 +122,14 @@ def test_configs_that_do_not_fit_the_model_are_refused(model):
     assert footprint(model) == before
 
 
+def test_a_profile_that_is_not_there_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="profile must be"):
+        uncomp.patch(model, uncomp.UncompConfig(profile=str(tmp_path / "none.json")))
+    (tmp_path / "cut.json").write_text('{"format": 1, "mod')
+    with pytest.raises(ValueError, match=r"cut\.json is not a whole JSON file"):
+        uncomp.patch(model, uncomp.UncompConfig(profile=str(tmp_path / "cut.json")))
+
+
 def test_generate_options_that_need_another_cache_are_refused(model):
     with uncomp.patch(model, CONFIG):
         with pytest.raises(NotImplementedError, match="StaticCache"):
