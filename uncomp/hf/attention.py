@@ -45,6 +45,7 @@ def attention_forward(
     shared = layer.shared
     try:
         _check(module, attention_mask, dropout, kwargs)
+        _check_heads(shared.shape, query, key)
         scale = module.scaling if scaling is None else scaling
         if not shared.hooked and layer.index == 0:
             shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
@@ -74,6 +75,16 @@ def _check(module, mask, dropout, kwargs) -> None:
         raise NotImplementedError("uncomp: output_attentions is not available, because weights are never materialised")
     if module.training:
         raise NotImplementedError("uncomp: a compressed cache is for inference; call model.eval()")
+
+
+def _check_heads(shape, query: Tensor, key: Tensor) -> None:
+    wanted, got = (shape.num_q_heads, shape.num_kv_heads), (query.shape[1], key.shape[1])
+    if wanted != got or key.shape[3] != shape.head_dim:
+        sizes = f"{got[0]} and {got[1]} of {key.shape[3]}"
+        raise NotImplementedError(
+            f"uncomp: the cache was made for {wanted[0]} query and {wanted[1]} key heads of {shape.head_dim} channels; "
+            f"got {sizes} (tensor parallelism is not supported)"
+        )
 
 
 def _dense(module, query, key, value, mask, dropout, scaling, kwargs) -> tuple[Tensor, None]:

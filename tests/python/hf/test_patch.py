@@ -122,6 +122,17 @@ def test_configs_that_do_not_fit_the_model_are_refused(model):
     assert footprint(model) == before
 
 
+def test_heads_that_are_not_those_of_the_config_are_refused(model):
+    """As under tensor parallelism, where a rank sees a part of the heads."""
+    cache = uncomp.UncompCache(tiny_model("llama", num_attention_heads=16, num_key_value_heads=8), CONFIG)
+    model.set_attn_implementation("uncomp")
+    try:
+        with pytest.raises(NotImplementedError, match="made for 16 query and 8 key heads of 64 channels; got 8 and 4"):
+            model(prompt(), past_key_values=cache)
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
 def test_a_profile_that_is_not_there_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="profile must be"):
         uncomp.patch(model, uncomp.UncompConfig(profile=str(tmp_path / "none.json")))
