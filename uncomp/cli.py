@@ -104,7 +104,11 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="default %(default)s")
     parser.add_argument("--min-new-tokens", type=int, default=0, help="no end of text before these; default 0")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="auto (as saved, the default), float32, float16 or bfloat16")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (default: as saved, float32 on a CPU slow at it), float32, float16, bfloat16",
+    )
     parser.add_argument("--compare", action="store_true", help="run the full cache too and print both")
     parser.add_argument("--figure", metavar="FILE", help="draw entropy, stored tokens and bytes (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
@@ -186,14 +190,14 @@ def _generate(args: argparse.Namespace, progress: _Progress) -> int:
         figures.check(args.figure)
     device = _device(args.device)
 
-    from uncomp.hf.environment import quiet
+    from uncomp.hf.environment import best_dtype, quiet
 
     quiet(silent=not progress.shown)
     from uncomp import generation
     from uncomp.hf.load import load_model
 
     progress("loading")
-    model, tokenizer = load_model(args.model, dtype=args.dtype, device=device)
+    model, tokenizer = load_model(args.model, dtype=best_dtype(args.dtype, device), device=device)
     ids = generation.encode(tokenizer, text, chat=args.chat)
     options = {"max_new_tokens": args.max_new_tokens, "progress": progress, "min_new_tokens": args.min_new_tokens}
     progress.label = config.policy

@@ -30,6 +30,20 @@ def environment() -> dict[str, Any]:
     }
 
 
+def best_dtype(dtype: str, device: str) -> str:
+    """What "auto" should mean on a device.
+
+    Half precision on a CPU without instructions for it is tens of times slower than float32.
+
+    Args:
+        dtype: a dtype's name, or "auto". device: as torch names it.
+    Returns:
+        `dtype`, or "float32" for "auto" on such a CPU.
+    """
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "float32" if dtype == "auto" and torch.device(device).type == "cpu" and not native else dtype
+
+
 def quiet(silent: bool = True) -> None:
     """Keeps transformers to its errors; with `silent` no progress bars either. For the whole process."""
     if silent:

@@ -190,3 +190,14 @@ def test_one_token_has_no_decode_speed(folder):
     report = generation.run(model, tokenizer, generation.encode(tokenizer, "a"), None, 1)
     assert report.new_tokens == 1 and report.decode_tokens_per_second is None
     assert generation.agreement(report, report) == 1.0
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, "auto"), (False, "float32")])
+def test_auto_is_float32_on_a_cpu_that_is_slow_at_half_precision(monkeypatch, native, wanted):
+    from uncomp.hf import environment
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert environment.best_dtype("auto", "cpu") == wanted
+    assert environment.best_dtype("bfloat16", "cpu") == "bfloat16"
+    assert environment.best_dtype("auto", "cuda:0") == "auto"
