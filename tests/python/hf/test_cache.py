@@ -48,7 +48,8 @@ def arenas(cache):
     return found
 
 
-def assert_same_cache(left, right, atol=0.0):
+def assert_same_cache(left, right, atol=1e-5):
+    """Matrix products of another batch, or on another number of threads, differ in the last bits."""
     for a, b in zip(arenas(left), arenas(right), strict=True):
         assert torch.equal(a[0], b[0])
         for x, y in zip(a[1:], b[1:], strict=True):
@@ -78,7 +79,7 @@ def test_a_reordered_cache_is_that_of_its_sequences(model, options):
         _, alone = steps(model, model(ids[index]), 3, prompt(3, 3, seed=5)[index])
         _, alone = steps(model, alone, 6, tokens)
         assert_same_cache(state.past_key_values, alone.past_key_values)
-        assert torch.equal(state.logits, alone.logits)
+        torch.testing.assert_close(state.logits, alone.logits, atol=1e-5, rtol=0)
 
 
 def test_reordering_keeps_the_arena_in_place(model):
@@ -100,7 +101,7 @@ def test_repeat_and_select(model):
         state.past_key_values.batch_select_indices(torch.tensor([3]))
         assert state.past_key_values.uncomp.clock.batch == 1
         _, one = steps(model, model(ids[1:]), 5, tokens[3:])
-        assert_same_cache(state.past_key_values, one.past_key_values, atol=1e-5)  # other batch, other matrix products
+        assert_same_cache(state.past_key_values, one.past_key_values)
 
 
 def test_sequences_of_unequal_size_cannot_change_places(model):
@@ -168,7 +169,7 @@ def test_reset_starts_afresh(model):
         first = model(prompt(), past_key_values=cache).logits
         cache.reset()
         assert cache.get_seq_length() == 0
-        assert torch.equal(model(prompt(), past_key_values=cache).logits, first)
+        torch.testing.assert_close(model(prompt(), past_key_values=cache).logits, first, atol=1e-5, rtol=0)
 
 
 # ---- crop

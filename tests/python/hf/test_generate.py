@@ -46,7 +46,10 @@ def same(model, call, **config):
     for options in EVERYTHING:
         with uncomp.patch(model, uncomp.UncompConfig(policy="snapkv", **options, **config)):
             ours = call(model)
-        assert torch.equal(stock, ours), options
+        if stock.is_floating_point():  # products of equal matrices may differ in the last bit from run to run
+            torch.testing.assert_close(ours, stock, atol=2e-5, rtol=0)
+        else:
+            assert torch.equal(stock, ours), options
 
 
 # ---- calls that must give the stock tokens
