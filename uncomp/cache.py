@@ -172,22 +172,26 @@ class RaggedLayer:
         self.slots = [s + self.rows * extra for s in self.slots]
         self.free += extra
 
-    def drop_newest(self, tokens: int) -> None:
+    def drop_newest(self, tokens: list[int]) -> None:
         """Cuts the newest tokens off the end of every row (decode="grow").
 
+        Args:
+            tokens: [B], how many of each sequence.
         Raises:
             ValueError: a row might have lost one of them already.
         """
-        if tokens == 0:
+        most = max(tokens, default=0)
+        if most == 0:
             return
         if self.free is None:
             raise ValueError(
                 'uncomp: a cache with decode="evict" cannot be cropped: evicted tokens are gone; use decode="grow"'
             )
-        if tokens > self.recent:
+        if most > self.recent:
             raise ValueError(
-                f"uncomp: at most {self.recent} tokens can be cropped, because older ones were compressed; got {tokens}"
+                f"uncomp: at most {self.recent} tokens can be cropped, because older ones were compressed; got {most}"
             )
-        self.row_len.sub_(tokens).clamp_(min=0)
-        self.free += tokens
-        self.recent -= tokens
+        count = torch.tensor(tokens, dtype=torch.int32, device=self.row_len.device).repeat_interleave(self.rows)
+        self.row_len.sub_(count).clamp_(min=0)
+        self.free += min(tokens)
+        self.recent -= most

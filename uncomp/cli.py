@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     progress = _Progress(sys.stderr.isatty() or getattr(args, "progress", False))
     try:
-        return args.command(args, progress)
+        status = args.command(args, progress)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of stdout has gone; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError, NotImplementedError, ImportError, MemoryError, RuntimeError) as error:
         progress.clear()
         if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
@@ -69,9 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress.clear()
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _is_bad_input(error: Exception) -> bool:

@@ -48,7 +48,15 @@ class Compressor:
         """Scores of a layer's tokens, and the statistic that orders its rows."""
         if self.config.keeps_all:
             return Measured(view, torch.zeros(view.num_rows, view.columns, device=view.device), None)
-        return Measured(view, self.policy.score(view), self.policy.statistic(view))
+        return Measured(view, self.scored(view), self.policy.statistic(view))
+
+    def scored(self, view: LayerView) -> Tensor:
+        """The policy's scores, if they are what its contract says."""
+        scores, wanted = self.policy.score(view), (view.num_rows, view.columns)
+        if not isinstance(scores, Tensor) or scores.shape != wanted or scores.dtype != torch.float32:
+            got = f"{list(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"uncomp: scores of policy {self.policy.name} must be {list(wanted)} float32; got {got}")
+        return scores
 
     def compress(self, measured: list[Measured]) -> list[RaggedLayer]:
         """Plans the given layers together and packs them.
@@ -90,10 +98,16 @@ class Compressor:
             device=device,
         )
         whole = self.policy.limits(request)
+        wanted = (len(lengths), rows * len(measured))
+        if not isinstance(whole, Tensor) or whole.shape != wanted or whole.dtype != torch.int32:
+            got = f"{list(whole.shape)} {whole.dtype}" if isinstance(whole, Tensor) else type(whole).__name__
+            raise ValueError(f"uncomp: limits of policy {self.policy.name} must be {list(wanted)} int32; got {got}")
         limits = [part.to(m.view.device).contiguous() for part, m in zip(whole.split(rows, 1), measured, strict=True)]
         slots = [totals]
         if len(measured) > 1:  # the one read of a plan over the whole model
             slots = whole.view(len(lengths), len(measured), rows).sum(2).t().tolist()
+            if [sum(column) for column in zip(*slots, strict=True)] != totals:
+                raise ValueError(f"uncomp: limits of policy {self.policy.name} must sum to {totals}; got {slots}")
         # A plan that is smaller than the prompts gives no row more than its prompt; a larger one stores them whole.
         over = [n * rows * len(measured) > total for n, total in zip(lengths, totals, strict=True)]
         stored = [[s if cut else n * rows for s, n, cut in zip(layer, lengths, over, strict=True)] for layer in slots]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 DEFAULT_BUDGET = 384  # tokens
+MAX_BUDGET = 2**24  # tokens; rows are made this long, so more is a slip of the hand
 _TUNED = {"groups": 8, "group_scope": "model", "spread": "2/3", "reduce_scores": "max", "value_norm": True}
 _FALLBACK = {  # what a field left at None becomes, after the policy's own default
     "window": 8,
@@ -258,3 +259,4 @@ class UncompConfig:
             self._require("budget", 0 < budget <= 1, "a share in (0, 1], or an int for tokens")
         elif self.policy != "full":
             self._require("budget", budget >= self.floor, f"at least window + sinks = {self.floor} tokens")
+            self._require("budget", budget <= MAX_BUDGET, f"at most {MAX_BUDGET} tokens, or 1.0 for all of them")

@@ -104,7 +104,7 @@ def extend(
             PromptView(index, compressor.shape, config, query, key, value, lengths, scale)
         )
         statistic = torch.where((prior == 0).unsqueeze(1), fresh, statistic)
-    return out, Measured(view, compressor.policy.score(view), statistic)
+    return out, Measured(view, compressor.scored(view), statistic)
 
 
 def _void(ragged: RaggedLayer, prior: Tensor) -> None:

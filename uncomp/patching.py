@@ -8,6 +8,7 @@ outside that model changes, and no forward is copied.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from typing import Any
 
@@ -37,7 +38,11 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
         NotImplementedError: the model, or a layer of it, cannot be compressed, with the reason.
         ValueError: the config does not fit the model, or the model is patched already.
     """
-    config = config or UncompConfig()
+    config = UncompConfig() if config is None else config
+    if not isinstance(config, UncompConfig):
+        raise TypeError(f"uncomp.patch: config must be an UncompConfig; got {type(config).__name__}")
+    if not hasattr(model, "set_attn_implementation"):
+        raise TypeError(f"uncomp.patch: model must be a model of transformers; got {type(model).__name__}")
     family = family_of(model.config)
     facts = describe(model.config, config)
     make_policy(config, facts.shape)  # says now what does not fit this model
@@ -77,7 +82,7 @@ class PatchHandle:
         self._last: weakref.ref | None = None
         self._ledger: Ledger | None = None  # of the last cache; holds none of its keys and values
         self._capacity = 0  # of its first layer when the ledger was made
-        self._active: SharedState | None = None
+        self._active = threading.local()  # .shared: the cache of the forward that this thread is in
         setattr(stack, _MARK, self)
 
     # ---- what a user calls
@@ -138,16 +143,16 @@ class PatchHandle:
             cache = UncompCache(self._model, self.config)
             args, kwargs = (), {**given, "past_key_values": cache}
         shared = self._adopt(cache)
-        shared.hooked = True
         mask = given.get("attention_mask")
         if isinstance(mask, dict):
             mask = self._two_dimensional(mask)
         shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
-        self._active, self._last = shared, weakref.ref(cache)
+        shared.hooked = True
+        self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
     def _commit(self, stack, args, kwargs, output):
-        shared, self._active = self._active, None
+        shared, self._active.shared = getattr(self._active, "shared", None), None
         if shared is None:
             return
         shared.hooked = False

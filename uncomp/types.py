@@ -63,6 +63,10 @@ class DecodeRule:
     newest_share: float = 0.0
     sinks: int = 0
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("vote", "running", "last", "position"):
+            raise ValueError(f"uncomp: kind of a DecodeRule must be vote, running, last or position; got {self.kind!r}")
+
 
 @dataclass(frozen=True)
 class PlanRequest:

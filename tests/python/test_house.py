@@ -84,7 +84,7 @@ MAY_IMPORT = {
     "models.llama": {"models.base"},
     "models.mistral": {"models.base"},
     "models.qwen": {"models.base"},
-    "hf.clock": {"types"},
+    "hf.clock": {"hf.compat", "types"},
     "hf.attention": {"hf.cache"},
     "hf.cache": {
         "attention",

@@ -49,7 +49,8 @@ def attention_forward(
         scale = module.scaling if scaling is None else scaling
         if not shared.hooked and layer.index == 0:
             shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
-        out = layer.attend(query, key, value, float(scale))
+        # Under autocast rotary gives float32 queries and keys; they meet at the dtype of the values, as in sdpa.
+        out = layer.attend(query.to(value.dtype), key.to(value.dtype), value, float(scale))
     except BaseException:
         shared.clock.fail()
         raise

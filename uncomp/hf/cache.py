@@ -82,9 +82,11 @@ class UncompLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Hands key and value on; what is stored is decided by the attention function, which must be "uncomp"."""
-        if getattr(_pending, "slot", None) is not None:
-            _pending.slot = None
-            self.shared.clock.fail()
+        stale = getattr(_pending, "slot", None)
+        _pending.slot = None
+        if stale is not None:  # nobody took it: another attention ran, or an exception came in between
+            stale[0].shared.clock.abandon()
+        if stale is not None and stale[0].shared is self.shared:
             raise RuntimeError(
                 'uncomp: an UncompCache needs attn_implementation="uncomp": call '
                 'model.set_attn_implementation("uncomp"), or use uncomp.patch(model, config)'
@@ -192,9 +194,9 @@ class UncompLayer(CacheLayerMixin):
         if remove <= 0:
             return
         if self.ragged is not None:
-            self.ragged.drop_newest(remove)
+            self.ragged.drop_newest(clock.newest(remove))
         self.finished = target
-        if self.index == 0:
+        if self.index == len(self.shared.layers) - 1:
             clock.rewind(remove)
 
     def _select(self, index: Tensor) -> None:
@@ -281,7 +283,9 @@ class UncompCache(DynamicCache):
         compat.check()
         model_config = getattr(model, "config", model)
         super().__init__(config=model_config)
-        config = config or UncompConfig()
+        config = UncompConfig() if config is None else config
+        if not isinstance(config, UncompConfig):
+            raise TypeError(f"uncomp.UncompCache: config must be an UncompConfig; got {type(config).__name__}")
         facts = describe(model_config, config)
         new_layers(self, SharedState(config, facts.shape, facts.managed))
 

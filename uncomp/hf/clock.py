@@ -14,9 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uncomp.hf import compat
 from uncomp.types import Lengths
 
-_LATER_CHUNKS = " (chunked prefill of a later turn needs transformers 5.21 or newer)"
+
+def _hint(past: int) -> str:
+    """What may be behind a forward that does not continue the past."""
+    if not past:
+        return ""
+    if not compat.has_chunked_turns():
+        return " (chunked prefill of a later turn needs transformers 5.21 or newer)"
+    return " (pass the whole conversation to generate, or start with a new cache)"
 
 
 @dataclass
@@ -42,6 +50,7 @@ class Clock:
         self.chunk: Chunk | None = None
         self.offset: list[int] | None = None  # [B] model position of the first real token
         self._mask: Tensor | None = None  # [B, columns at the last chunk] bool, on the host
+        self._single = True  # every forward so far had one column
         self._position: dict[torch.device, Tensor] = {}
 
     def __deepcopy__(self, memo) -> Clock:
@@ -74,11 +83,26 @@ class Clock:
             raise RuntimeError("uncomp: an earlier forward on this cache failed half-way; start with a new cache")
         if self.seen is not None and batch != self.batch:
             raise ValueError(f"uncomp: the cache holds {self.batch} sequences; got a batch of {batch}")
-        if tokens == 1 and self.columns > 0:
+        if tokens == 1 and self.columns > 0 and self._is_step(mask):
             self.chunk = Chunk(1, None, None)
         else:
             self.chunk = self._read(batch, tokens, mask, positions)
         return self.chunk
+
+    def _is_step(self, mask: Tensor | None) -> bool:
+        """Whether one new column is a decode step: a real token in every sequence, behind an unchanged past.
+
+        On a GPU a mask is read only while all forwards so far had one column (a prompt in chunks of one), because
+        reading it waits for the device; otherwise a new token counts as real.
+        """
+        if mask is None or (mask.device.type != "cpu" and not self._single):
+            return True
+        width = self.columns + 1
+        if mask.dim() != 2 or mask.shape[1] < width:
+            return False  # _read says what is wrong
+        known = torch.ones(self.batch, width, dtype=torch.bool)
+        known[:, : self._mask.shape[1]] = self._mask
+        return torch.equal(mask[:, :width].to("cpu", torch.bool), known)
 
     def commit(self) -> None:
         """The forward succeeded: its columns are part of the past."""
@@ -86,6 +110,7 @@ class Clock:
         if chunk is None:
             return
         self.columns += chunk.tokens
+        self._single = self._single and chunk.tokens == 1
         if chunk.lengths is None:
             self.steps += 1
             for position in self._position.values():
@@ -95,6 +120,10 @@ class Clock:
         self.steps = 0
         self._mask = self._next_mask
         self._position.clear()
+
+    def abandon(self) -> None:
+        """Tokens went past the cache: what it holds is no longer the past."""
+        self.broken, self.chunk = True, None
 
     def fail(self) -> None:
         """The forward raised."""
@@ -115,15 +144,22 @@ class Clock:
         self._mask = self._mask[index]
         self._position.clear()
 
-    def rewind(self, tokens: int) -> None:
-        """Forgets the newest columns, which were real tokens."""
-        self.columns -= tokens
-        back = min(self.steps, tokens)
+    def newest(self, columns: int) -> list[int]:
+        """[B] real tokens among the newest columns."""
+        back = min(self.steps, columns)
+        rest = columns - back
+        counts = self._mask[:, self._mask.shape[1] - rest :].sum(1).tolist() if rest else [0] * self.batch
+        return [back + n for n in counts]
+
+    def rewind(self, columns: int) -> None:
+        """Forgets the newest columns."""
+        counts = self.newest(columns)
+        self.columns -= columns
+        back = min(self.steps, columns)
         self.steps -= back
-        tokens -= back
-        if tokens and self.seen is not None:
-            self.seen = [n - tokens for n in self.seen]
-            self._mask = self._mask[:, : self._mask.shape[1] - tokens]
+        if columns > back:
+            self.seen = [n - (gone - back) for n, gone in zip(self.seen, counts, strict=True)]
+            self._mask = self._mask[:, : self._mask.shape[1] - (columns - back)]
         self._position.clear()
 
     def _read(self, batch: int, tokens: int, mask: Tensor | None, positions: Tensor | None) -> Chunk:
@@ -135,7 +171,7 @@ class Clock:
         else:
             if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < past + tokens:
                 wanted = f"[{batch}, {past + tokens}] (columns seen and new)"
-                raise ValueError(f"uncomp: attention_mask must be {wanted}; got {list(mask.shape)}{_LATER_CHUNKS}")
+                raise ValueError(f"uncomp: attention_mask must be {wanted}; got {list(mask.shape)}{_hint(past)}")
             mask = mask[:, : past + tokens].to("cpu", torch.bool)
         new = mask[:, past:]
         prior = mask[:, :past].sum(1).tolist()
@@ -187,6 +223,6 @@ class Clock:
             if before is not None and now != before:
                 raise ValueError(
                     f"uncomp: position_ids of sequence {b} must continue at {prior[b] + before} after the {prior[b]} "
-                    f"real tokens that the cache has seen; got {now + prior[b]}{_LATER_CHUNKS}"
+                    f"real tokens that the cache has seen; got {now + prior[b]}{_hint(prior[b])}"
                 )
             self.offset[b] = now

@@ -41,7 +41,7 @@ def best_dtype(dtype: str, device: str) -> str:
         `dtype`, or "float32" for "auto" on such a CPU.
     """
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "float32" if dtype == "auto" and torch.device(device).type == "cpu" and not native else dtype
+    return "float32" if dtype == "auto" and device.split(":")[0] == "cpu" and not native else dtype
 
 
 def quiet(silent: bool = True) -> None:

@@ -92,6 +92,8 @@ def register_policy(cls: P) -> P:
     Raises:
         ValueError: no name, or a name that is taken by another class.
     """
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        raise TypeError(f"uncomp.register_policy: a policy must be a subclass of uncomp.Policy; got {cls!r}")
     if not cls.name:
         raise ValueError(f"uncomp.register_policy: {cls.__name__} must have a name")
     taken = _policies.get(cls.name)

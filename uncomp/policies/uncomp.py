@@ -187,7 +187,7 @@ def _load(path: str) -> HeadProfile:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise ValueError(
+        raise type(error)(
             f'uncomp: profile must be "online" or a readable HeadProfile file; got {path!r} ({error.strerror})'
         ) from error
     return _load_version(os.path.abspath(path), found.st_mtime_ns, found.st_size)

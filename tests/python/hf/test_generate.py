@@ -73,8 +73,9 @@ def test_chunked_prefill(model, chunk):
     same(model, lambda m: run(m, prompt(), prefill_chunk_size=chunk))
 
 
-def test_chunked_prefill_of_a_padded_batch(model):
-    same(model, lambda m: run(m, *padded(), prefill_chunk_size=16))
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_chunked_prefill_of_a_padded_batch(model, chunk):
+    same(model, lambda m: run(m, *padded(), prefill_chunk_size=chunk))
 
 
 def test_beam_search(model):

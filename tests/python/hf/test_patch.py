@@ -134,7 +134,7 @@ def test_heads_that_are_not_those_of_the_config_are_refused(model):
 
 
 def test_a_profile_that_is_not_there_is_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="profile must be"):
+    with pytest.raises(FileNotFoundError, match="profile must be"):
         uncomp.patch(model, uncomp.UncompConfig(profile=str(tmp_path / "none.json")))
     (tmp_path / "cut.json").write_text('{"format": 1, "mod')
     with pytest.raises(ValueError, match=r"cut\.json is not a whole JSON file"):
