@@ -45,4 +45,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'uncomp' has no attribute {name!r}")
     import importlib
 
+    from uncomp.hf import compat
+
+    compat.check()  # a release that is not supported is refused in one line, before its modules are imported
     return getattr(importlib.import_module(_NEEDS_TRANSFORMERS[name]), name)

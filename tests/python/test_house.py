@@ -106,7 +106,17 @@ MAY_IMPORT = {
     "figures": set(),
     "cli": {"__init__", "config", "figures", "generation", "hf.environment", "hf.load"},
     "__main__": {"cli"},
-    "__init__": {"_extension", "_version", "config", "hf.attention", "ops", "patching", "policies", "report"},
+    "__init__": {
+        "_extension",
+        "_version",
+        "config",
+        "hf.attention",
+        "hf.compat",
+        "ops",
+        "patching",
+        "policies",
+        "report",
+    },
 }
 
 

@@ -165,3 +165,16 @@ def test_crop_is_what_the_installed_layer_does(n):
         pytest.skip("positive crops are refused from 5.20")
     layer.crop(n)
     assert layer.get_seq_length() == compat.crop_target(n, 5)
+
+
+def test_patch_refuses_a_release_outside_the_range(monkeypatch):
+    """In one line, before anything of it is imported."""
+    import uncomp
+
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.0")
+    compat.check.cache_clear()
+    try:
+        with pytest.raises(ImportError, match=r"transformers 4\.57\.0 is not supported"):
+            uncomp.patch  # noqa: B018
+    finally:
+        compat.check.cache_clear()
