@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from budget_vectors import VECTORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.allocate_budget import allocate_budget as reference
@@ -68,24 +69,6 @@ def test_group_weights_are_the_formula(num_groups, spread):
     shares = [1 - spread + 2 * spread * Fraction(g, num_groups - 1) for g in range(num_groups)]
     assert [Fraction(w, weights[0]) for w in weights] == [s / shares[0] for s in shares]
     assert budget.integer_weights(weights) == weights
-
-
-VECTORS = [
-    (8, 2, 384, 4096, [256] * 4 + [512] * 4),
-    (8, 2, 384, 500, [268] * 4 + [500] * 4),
-    (8, 2, 384, 300, [300] * 4 + [468] * 4),
-    (8, 2, 384, 200, [256] * 4 + [512] * 4),
-    (8, 8, 384, 4096, [128, 201, 274, 347, 421, 494, 567, 640]),
-    (8, 8, 384, 600, [130, 204, 279, 353, 428, 502, 576, 600]),
-    (8, 8, 384, 400, [272] + [400] * 7),
-    (8, 8, 384, 300, [300, 300, 300, 306, 370, 434, 499, 563]),
-    (8, 4, 384, 4096, [128, 128, 299, 299, 469, 469, 640, 640]),
-    (8, 2, 64, 4096, [43] * 4 + [85] * 4),
-    (3, 2, 100, 4096, [60, 120, 120]),
-    (8, 8, 64, 4096, [21, 34, 46, 58, 70, 82, 94, 107]),
-    (8, 8, 16, 4096, [8, 9, 11, 14, 17, 20, 23, 26]),
-    (8, 8, 10, 4096, [8, 8, 8, 8, 10, 11, 13, 14]),
-]
 
 
 @pytest.mark.parametrize(("rows", "num_groups", "mean", "n", "want"), VECTORS)

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from budget_vectors import VECTORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.allocate_budget import allocate_budget as reference
@@ -41,25 +42,7 @@ def plan(rows, num_groups, mean, length, *, weights=None, floor=8, device="cpu")
 
 
 # ---- values
-@pytest.mark.parametrize(
-    ("rows", "num_groups", "mean", "length", "want"),
-    [
-        (8, 2, 384, 4096, [256] * 4 + [512] * 4),
-        (8, 2, 384, 500, [268] * 4 + [500] * 4),
-        (8, 2, 384, 300, [300] * 4 + [468] * 4),
-        (8, 2, 384, 200, [256] * 4 + [512] * 4),
-        (8, 8, 384, 4096, [128, 201, 274, 347, 421, 494, 567, 640]),
-        (8, 8, 384, 600, [130, 204, 279, 353, 428, 502, 576, 600]),
-        (8, 8, 384, 400, [272] + [400] * 7),
-        (8, 8, 384, 300, [300, 300, 300, 306, 370, 434, 499, 563]),
-        (8, 4, 384, 4096, [128, 128, 299, 299, 469, 469, 640, 640]),
-        (8, 2, 64, 4096, [43] * 4 + [85] * 4),
-        (3, 2, 100, 4096, [60, 120, 120]),
-        (8, 8, 64, 4096, [21, 34, 46, 58, 70, 82, 94, 107]),
-        (8, 8, 16, 4096, [8, 9, 11, 14, 17, 20, 23, 26]),
-        (8, 8, 10, 4096, [8, 8, 8, 8, 10, 11, 13, 14]),
-    ],
-)
+@pytest.mark.parametrize(("rows", "num_groups", "mean", "length", "want"), VECTORS)
 def test_vectors_of_the_method(device, rows, num_groups, mean, length, want):
     assert plan(rows, num_groups, mean, length, device=device) == want
 
