@@ -47,14 +47,19 @@ struct GramPlan {
 
 /// How the launches of one matrix_spectrum call are cut.
 struct SpectrumPlan {
-  int32_t tile;         // channels after zero fill: 64, 128 or 256
-  int32_t group;        // heads between whose two readings nothing else is read, so that the second hits L2
-  int32_t sum_chunks;   // token ranges of a head in the column sums
-  int32_t gram_chunks;  // token ranges of a head in the Gram matrix
+  int32_t tile;           // channels after zero fill: 64, 128 or 256
+  int32_t group;          // heads between whose two readings nothing else is read, so that the second hits L2
+  int32_t sum_chunks;     // token ranges of a head in the column sums
+  int32_t gram_chunks;    // token ranges of a head in the Gram matrix
+  int32_t stream_blocks;  // blocks that share the tokens of all heads on sm_90; 0: not so
+  int32_t head_tiles;     // pieces of a head in which they share
 
   /// float32 words of the three workspace parts.
   constexpr int64_t sum_words() const { return int64_t{group} * sum_chunks * tile; }
-  constexpr int64_t partial_words() const { return int64_t{group} * gram_chunks * (tile / 32 + 1) * 16 * tile; }
+  constexpr int64_t partial_words() const {
+    if (stream_blocks > 0) return (stream_blocks + group) * (tile == 64 ? 4096 : 12288);
+    return int64_t{group} * gram_chunks * (tile / 32 + 1) * 16 * tile;
+  }
   constexpr int64_t gram_words(int64_t matrices) const { return matrices * tile * tile; }
 };
 
@@ -78,6 +83,67 @@ constexpr SpectrumPlan spectrum_plan(int64_t matrices, int64_t seq_len, int32_t 
   const int64_t wanted = max_of<int64_t>(sm_count * blocks_per_sm / plan.group, ceil_div(seq_len, kLongestChunk));
   plan.gram_chunks =
       static_cast<int32_t>(clamp<int64_t>(wanted, 1, max_of<int64_t>(ceil_div<int64_t>(seq_len, 128), 1)));
+  return plan;
+}
+
+/// All heads on one line, `head_tiles` tiles each, which `blocks` blocks share equally: where a block starts.
+UNCOMP_HD constexpr int32_t line_begin(int64_t all, int64_t blocks, int64_t block) {
+  return static_cast<int32_t>(all * block / blocks);
+}
+
+/// The block that owns a tile of the line.
+UNCOMP_HD constexpr int32_t line_owner(int64_t all, int64_t blocks, int64_t tile) {
+  return static_cast<int32_t>(((tile + 1) * blocks - 1) / all);
+}
+
+/// A block's piece of a head. Pieces that are not whole are stored at number block + matrix, which no two share.
+struct LinePiece {
+  int32_t matrix;
+  int32_t from, to;  // tiles of the head
+  int32_t next;      // where the block's next piece starts, or -1
+  bool whole;        // nobody else has a piece of this head
+};
+
+/// The piece that starts at `at`, of a block that ends at `end`.
+UNCOMP_HD constexpr LinePiece line_piece(int32_t head_tiles, int32_t at, int32_t end) {
+  LinePiece piece{};
+  piece.matrix = at / head_tiles;
+  piece.from = at - piece.matrix * head_tiles;
+  piece.to = min_of(head_tiles, piece.from + (end - at));
+  piece.next = at + (piece.to - piece.from);
+  if (piece.next >= end) piece.next = -1;
+  piece.whole = piece.to - piece.from == head_tiles;
+  return piece;
+}
+
+/// First token of tile `tile` of a head with `count` tokens: shorter heads have shorter tiles, so blocks stay equal.
+UNCOMP_HD constexpr int32_t line_token(int32_t count, int32_t tile, int32_t head_tiles) {
+  return static_cast<int32_t>(int64_t{count} * tile / head_tiles);
+}
+
+/// The plan for one launch over the tokens of all heads, on a device that can run it and for states of at most 128
+/// channels; unchanged where there are too many heads or tokens for it. A block adds in two float32 accumulators.
+constexpr SpectrumPlan stream_plan(SpectrumPlan plan, int64_t matrices, int64_t seq_len, int32_t sm_count) {
+  constexpr int64_t kLongestShare = 2 * 4096;  // tokens
+  constexpr int64_t kLeastTiles = 8;           // of a block
+  constexpr int64_t kPieceTiles = 16;          // as long as these takes another piece of a head
+  constexpr int64_t kMostHeads = 32768, kMostSums = 128;
+  const int64_t tokens = plan.tile == 64 ? 64 : 32;
+  const int64_t head_tiles = max_of<int64_t>(ceil_div(seq_len, tokens), 1), all = matrices * head_tiles;
+  if (matrices < 1 || matrices > kMostHeads || all >= int64_t{1} << 31) return plan;
+  int64_t blocks = min_of<int64_t>(sm_count, max_of<int64_t>(all / kLeastTiles, 1));
+  if (all * tokens > blocks * kLongestShare) {
+    blocks = round_up<int64_t>(ceil_div(all * tokens, kLongestShare), sm_count);
+  }
+  const bool short_heads = head_tiles * tokens <= kLongestShare;
+  if (short_heads && ceil_div<int64_t>(matrices, sm_count) * head_tiles <= ceil_div(all, blocks) + kPieceTiles) {
+    blocks = matrices;
+  }
+  plan.stream_blocks = static_cast<int32_t>(blocks);
+  plan.head_tiles = static_cast<int32_t>(head_tiles);
+  plan.group = static_cast<int32_t>(matrices);
+  plan.sum_chunks = static_cast<int32_t>(clamp<int64_t>(ceil_div<int64_t>(8 * sm_count, matrices), 1,
+                                                        clamp<int64_t>(ceil_div<int64_t>(seq_len, 64), 1, kMostSums)));
   return plan;
 }
 

@@ -5,23 +5,13 @@
 // float32 states, and heads with few tokens, are split into a high and a low half-precision part, multiplied as
 // hh + hl + lh.
 #include "kernels/common/mma.cuh"
-#include "kernels/common/reduce.cuh"
 #include "kernels/matrix_spectrum/rows.cuh"
 #include "kernels/matrix_spectrum/stages.h"
+#include "kernels/matrix_spectrum/unit_token.cuh"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
 namespace {
-
-constexpr float kScale = 16.0f;
-/// Squares of lengths inside this range are exact enough as they are; others are computed again at another scale.
-constexpr float kSmallSquare = 1e-30f, kLargeSquare = 1e30f;
-constexpr float kUp = 0x1p96f, kDown = 0x1p-96f;
-/// A token whose distance from the mean is at most this share of the mean's length adds nothing. Where that holds, the
-/// token is as long as the mean, so this is the share of the token's own length too.
-constexpr float kNearMean = 1e-5f;
-/// Up to so many tokens one half-precision part is not enough: its rounding averages out over tokens only slowly.
-constexpr int32_t kFewTokens = 1024;
 
 template <int kTile, bool kWide>
 struct GramShape {
@@ -44,23 +34,6 @@ __device__ __forceinline__ int piece_offset(int token, int piece) {
   return token * kTile + ((piece ^ (token & 7)) * 8);
 }
 
-/// Length of the mean; at most one large channel decides the scale. Every warp computes it alike.
-template <int kTile>
-__device__ float near_mean_length(const float* mean, int lane) {
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kTile / 32; ++i) largest = fmaxf(largest, fabsf(mean[lane + 32 * i]));
-  largest = warp_max(largest);
-  float square = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kTile / 32; ++i) {
-    const float share = largest > 0.0f ? mean[lane + 32 * i] / largest : 0.0f;
-    square += share * share;
-  }
-  const float length = kNearMean * largest * sqrtf(warp_sum(square));
-  return length < INFINITY ? length : -1.0f;  // no token is near a mean that is no number
-}
-
 /// Centred, scaled to length 16, or zeros. `near_mean` as above; lanes of a token are neighbours, kLanes of them.
 template <int kLanes>
 __device__ __forceinline__ void unit_token(float (&d)[kLaneChannels], float near_mean, bool live) {
@@ -73,7 +46,7 @@ __device__ __forceinline__ void unit_token(float (&d)[kLaneChannels], float near
     return square;
   };
   float square = length_square();
-  const bool extreme = live && !(square >= kSmallSquare && square <= kLargeSquare);
+  const bool extreme = live && extreme_square(square);
   if (__any_sync(kFullWarp, extreme)) {
     if (extreme) {
       const float scale = square < 1.0f ? kUp : kDown;
@@ -86,7 +59,7 @@ __device__ __forceinline__ void unit_token(float (&d)[kLaneChannels], float near
   const float inverse = rsqrtf(square);
   const bool zero = !live || square == 0.0f || square * inverse <= near_mean;
 #pragma unroll
-  for (int j = 0; j < kLaneChannels; ++j) d[j] = zero ? 0.0f : d[j] * inverse * kScale;
+  for (int j = 0; j < kLaneChannels; ++j) d[j] = zero ? 0.0f : d[j] * inverse * kUnitLength;
 }
 
 template <int kTile, bool kWide>

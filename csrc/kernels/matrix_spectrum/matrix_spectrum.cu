@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of the launches: every group of heads is summed and multiplied while it lies in L2, then all eigenvalues
-// follow at once.
+// The order of the launches. On sm_90a, half-precision heads of up to 128 channels are summed all at once and then
+// multiplied all at once; elsewhere every group of heads is summed and multiplied while it lies in L2. Then all
+// eigenvalues follow at once.
 #include "kernels/matrix_spectrum.h"
 
 #include <algorithm>
@@ -24,6 +25,9 @@ cudaError_t make_layout(const MatrixSpectrumParams& params, Layout* layout) {
   const int64_t matrices = int64_t{params.batch} * params.heads;
   layout->plan = spectrum_plan(matrices, params.tokens.seq_len, params.dim, dtype_bytes(params.dtype), device.sm_count,
                                device.l2_bytes);
+  bool stream = false;
+  if (const cudaError_t err = stream_gram_runs(params, layout->plan.tile, &stream); err != cudaSuccess) return err;
+  if (stream) layout->plan = stream_plan(layout->plan, matrices, params.tokens.seq_len, device.sm_count);
   layout->partial = round_up(layout->plan.sum_words(), kAlignment);
   layout->gram = layout->partial + round_up(layout->plan.partial_words(), kAlignment);
   layout->words = layout->gram + layout->plan.gram_words(matrices);
@@ -50,6 +54,15 @@ cudaError_t matrix_spectrum(const MatrixSpectrumParams& params, void* workspace,
   float* sums = static_cast<float*>(workspace);
   float4* partial = reinterpret_cast<float4*>(sums + layout.partial);
   float* gram = sums + layout.gram;
+  if (layout.plan.stream_blocks > 0) {
+    if (const cudaError_t err = column_sums(params, layout.plan, {0, matrices}, sums, stream); err != cudaSuccess) {
+      return err;
+    }
+    if (const cudaError_t err = stream_gram(params, layout.plan, sums, partial, gram, stream); err != cudaSuccess) {
+      return err;
+    }
+    return eigenvalues(params, layout.plan, gram, stream);
+  }
   for (int32_t first = 0; first < matrices; first += layout.plan.group) {
     const HeadGroup group{first, std::min(layout.plan.group, matrices - first)};
     if (const cudaError_t err = column_sums(params, layout.plan, group, sums, stream); err != cudaSuccess) return err;

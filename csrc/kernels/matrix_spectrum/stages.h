@@ -20,6 +20,14 @@ cudaError_t column_sums(const MatrixSpectrumParams& params, const SpectrumPlan& 
 cudaError_t gram_matrices(const MatrixSpectrumParams& params, const SpectrumPlan& plan, HeadGroup group,
                           const float* sums, float4* partial, float* gram, cudaStream_t stream);
 
+/// Whether the next one runs on the current device and for these states: sm_90a, half precision, whole vectors, at most
+/// 128 channels.
+cudaError_t stream_gram_runs(const MatrixSpectrumParams& params, int32_t tile, bool* runs);
+
+/// Gram matrices of all heads at once, where plan.stream_blocks > 0.
+cudaError_t stream_gram(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* sums,
+                        float4* partial, float* gram, cudaStream_t stream);
+
 /// The `top` largest eigenvalues of gram / trace.
 cudaError_t eigenvalues(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* gram,
                         cudaStream_t stream);

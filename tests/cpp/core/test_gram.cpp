@@ -79,3 +79,65 @@ TEST_CASE("heads of a group fit into L2 together and fill the device", "[gram]")
   REQUIRE(spectrum_plan(1, 10, 128, 2, 132, int64_t{60} << 20).partial_words() == 4 * GramPlan<128>::kVectors);
   REQUIRE(spectrum_plan(1, 10, 256, 2, 132, int64_t{60} << 20).partial_words() == 4 * GramPlan<256>::kVectors);
 }
+
+TEST_CASE("blocks on the line of all heads meet every tile once, in order, and store no two pieces in one place",
+          "[gram]") {
+  for (const int heads : {1, 2, 7, 32, 133}) {
+    for (const int head_tiles : {1, 2, 5, 128, 1000}) {
+      for (const int blocks : {1, 2, 31, 132, 264}) {
+        const int64_t all = int64_t{heads} * head_tiles;
+        if (blocks > all) continue;
+        std::set<int> places;
+        int reached = 0;
+        for (int b = 0; b < blocks; ++b) {
+          const int end = line_begin(all, blocks, b + 1);
+          REQUIRE(line_begin(all, blocks, b) == reached);
+          for (int at = reached; at >= 0;) {
+            const LinePiece piece = line_piece(head_tiles, at, end);
+            REQUIRE(piece.matrix * head_tiles + piece.from == reached);
+            REQUIRE((piece.from < piece.to && piece.to <= head_tiles));
+            REQUIRE(line_owner(all, blocks, reached) == b);
+            reached += piece.to - piece.from;
+            REQUIRE(line_owner(all, blocks, reached - 1) == b);
+            REQUIRE(piece.whole == (piece.from == 0 && piece.to == head_tiles));
+            const bool alone = line_owner(all, blocks, int64_t{piece.matrix} * head_tiles) ==
+                               line_owner(all, blocks, int64_t{piece.matrix + 1} * head_tiles - 1);
+            REQUIRE(piece.whole == alone);
+            if (!piece.whole) REQUIRE(places.insert(b + piece.matrix).second);
+            REQUIRE(b + piece.matrix < blocks + heads);
+            at = piece.next;
+          }
+          REQUIRE(reached == end);
+        }
+        REQUIRE(reached == all);
+      }
+    }
+  }
+  for (const int count : {0, 1, 31, 4096, 2147483647}) {
+    REQUIRE(line_token(count, 0, 128) == 0);
+    REQUIRE(line_token(count, 128, 128) == count);
+  }
+}
+
+TEST_CASE("blocks of the one launch fill the device, and an accumulator stays short", "[gram]") {
+  const auto plan = [](int64_t matrices, int64_t seq_len, int dim) {
+    return stream_plan(spectrum_plan(matrices, seq_len, dim, 2, 132, int64_t{60} << 20), matrices, seq_len, 132);
+  };
+  REQUIRE(plan(32, 4096, 128).stream_blocks == 132);
+  REQUIRE(plan(32, 32768, 128).stream_blocks == 132);
+  REQUIRE(plan(32, 32768, 128).partial_words() == (132 + 32) * 36 * 256 / 3 * 4);
+  REQUIRE(plan(256, 129, 128).stream_blocks == 256);  // a block a head
+  REQUIRE(plan(0, 129, 128).stream_blocks == 0);
+  REQUIRE(plan(100000, 129, 128).stream_blocks == 0);
+  for (const int64_t matrices : {1, 3, 8, 133, 5000}) {
+    for (const int64_t seq_len : {0, 1, 129, 4096, 131072, 1000000}) {
+      for (const int dim : {8, 64, 128}) {
+        const SpectrumPlan p = plan(matrices, seq_len, dim);
+        if (p.stream_blocks == 0) continue;
+        REQUIRE(int64_t{p.stream_blocks} <= matrices * p.head_tiles);
+        REQUIRE(matrices * seq_len / p.stream_blocks <= 8192);
+        REQUIRE((p.sum_chunks >= 1 && p.sum_chunks <= 128 && p.group == matrices));
+      }
+    }
+  }
+}
