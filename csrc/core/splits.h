@@ -20,9 +20,9 @@ inline constexpr int32_t kPartialsPerWorker = 2;
 
 UNCOMP_HD constexpr int64_t split_blocks(int32_t len) { return (int64_t{len} + kSplitSlots - 1) / kSplitSlots; }
 
-/// Blocks that each worker takes.
+/// Blocks that each worker takes. The slots of an arena are counted in 31 bits, so are its blocks.
 UNCOMP_HD constexpr int64_t split_quota(int64_t total_blocks, int32_t workers) {
-  return max_of<int64_t>(ceil_div<int64_t>(total_blocks, workers), kMinSplitQuota);
+  return max_of<int64_t>(ceil_div(static_cast<int32_t>(total_blocks), workers), kMinSplitQuota);
 }
 
 /// Rows [begin, end) that one of `parts` helpers counts while the blocks are summed up.

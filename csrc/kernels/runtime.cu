@@ -95,6 +95,35 @@ cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, si
   return cudaSuccess;
 }
 
+cudaError_t compiled_for_sm_90(const void* kernel, bool* yes) {
+  static std::map<std::pair<const void*, int>, bool> known;
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  const auto [entry, fresh] = known.try_emplace({kernel, device}, false);
+  if (fresh) {
+    cudaFuncAttributes attributes{};
+    if (const cudaError_t err = cudaFuncGetAttributes(&attributes, kernel); err != cudaSuccess) return err;
+    entry->second = attributes.ptxVersion >= 90;
+  }
+  *yes = entry->second;
+  return cudaSuccess;
+}
+
+cudaError_t allow_large_clusters(const void* kernel) {
+  static std::map<std::pair<const void*, int>, bool> allowed;
+  bool sm_90 = false;
+  if (const cudaError_t err = compiled_for_sm_90(kernel, &sm_90); err != cudaSuccess || !sm_90) return err;
+  int device = 0;
+  if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
+  const std::lock_guard<std::mutex> hold(lock());
+  bool& done = allowed[{kernel, device}];
+  if (done) return cudaSuccess;
+  const cudaError_t err = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  done = err == cudaSuccess;
+  return err;
+}
+
 cudaError_t error_word(int32_t** word) {
   static int32_t* words[kMaxDevices] = {};
   int device = 0;

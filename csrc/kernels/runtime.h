@@ -26,6 +26,12 @@ cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
 /// room for one such cluster. Remembers the answer. Call `allow_shared_memory` first.
 cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits);
 
+/// Whether the current device runs code of `kernel` that was compiled for sm_90 or later. Remembers the answer.
+cudaError_t compiled_for_sm_90(const void* kernel, bool* yes);
+
+/// Lets `kernel` run in clusters of more than 8 blocks where the device can (sm_90); remembers that.
+cudaError_t allow_large_clusters(const void* kernel);
+
 /// The current device's error word: int32, 0 while all is well. Allocated on first use, which must not fall into
 /// a stream capture; `warmup` makes sure.
 cudaError_t error_word(int32_t** word);

@@ -13,6 +13,13 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 /// A shift for exponents: -inf (nothing seen yet) would give inf - inf.
 __device__ __forceinline__ float finite_or_zero(float top) { return top == -INFINITY ? 0.0f : top; }
 
+/// 2^x in one instruction; results below the smallest normal number are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// Natural log-sum-exp; -inf where nothing was seen.
 __device__ __forceinline__ float log_sum_exp(float top, float sum) {
   return sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;

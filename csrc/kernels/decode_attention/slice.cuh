@@ -9,157 +9,207 @@
 //   __syncthreads();                           // before `shared` is used again
 #pragma once
 
-#include <cstdint>
+#include <type_traits>
 
-#include "core/splits.h"
-#include "kernels/common/mma.cuh"
-#include "kernels/common/softmax.cuh"
-#include "kernels/common/swizzle.cuh"
-#include "kernels/common/types.cuh"
+#include "kernels/decode_attention/slice_shared.cuh"
 
 namespace uncomp::kernels {
 
-inline constexpr int kSliceWarps = 4;
-inline constexpr int kSliceThreads = 32 * kSliceWarps;
-inline constexpr int kWarpSlots = 16;
-static_assert(kSliceWarps * kWarpSlots == kSplitSlots);
+/// Exponents stay below this power of two: the shift of a running softmax moves only when a logit exceeds it by more.
+inline constexpr float kSlack = 8.0f;
 
-/// Shared memory of one block. Query and ring hold 16-byte chunks XOR-swizzled by their row, so that ldmatrix meets no
-/// bank twice; the padding of `out` does the same for the final store.
-template <class T, int kTile, int kHeads>
-struct alignas(16) SliceShared {
-  static constexpr int kRing = kTile == 64 ? 6 : kTile == 128 ? 4 : 2;  // keys and values in turn
-  static constexpr int kOutStride = kTile + 4;
-  T query[kHeads * kTile];
-  union {
-    T ring[kSliceWarps][kRing][kWarpSlots * kTile];
-    float out[kSliceWarps][kHeads][kOutStride];  // unnormalised
-  };
-  float top[kSliceWarps][kHeads];  // largest logit, log2 units
-  float sum[kSliceWarps][kHeads];
-};
-static_assert(sizeof(SliceShared<__half, 256, 16>) <= 81 * 1024, "two blocks must fit into 163 KiB");
+/// One warp's copies: 16 rows of keys or values into an entry of its ring. Dead slots and spare channels become zeros.
+template <class T, int kTile>
+struct RowCopies {
+  static constexpr int kChunks = kTile / 8, kRows = 32 / kChunks, kStride = kTile + 8;
+  int row, chunk;  // of this lane's first copy
 
-/// The group's queries into shared memory; heads and channels beyond the real ones become zero.
-template <class T, int kTile, int kHeads>
-__device__ __forceinline__ void load_query(SliceShared<T, kTile, kHeads>& shared, const T* query, int64_t head_stride,
-                                           int heads, int key_dim) {
-  for (int i = threadIdx.x; i < kHeads * kTile; i += kSliceThreads) {
-    const int head = i / kTile, channel = i % kTile;
-    const bool live = head < heads && channel < key_dim;
-    shared.query[swizzled<kTile>(head, channel / 8) + channel % 8] =
-        live ? query[head * head_stride + channel] : from_float<T>(0.0f);
+  __device__ __forceinline__ explicit RowCopies(int lane) : row(lane / kChunks), chunk(lane % kChunks) {}
+
+  /// Slots `first` to `first` + 15 of `rows` [.., dim], of which those below `count` are live.
+  __device__ __forceinline__ void issue(T* entry, const T* rows, int dim, int first, int count) const {
+    T* const to = entry + row * kStride + chunk * 8;
+    if (dim == kTile && first + kWarpSlots <= count) {
+      const T* const from = rows + static_cast<int64_t>(first + row) * kTile + chunk * 8;
+#pragma unroll
+      for (int j = 0; j < kWarpSlots / kRows; ++j) cp_async16(to + j * kRows * kStride, from + j * kRows * kTile, true);
+      return;
+    }
+#pragma unroll 1
+    for (int j = 0; j < kWarpSlots / kRows; ++j) {
+      const int slot = first + row + j * kRows;
+      const bool live = slot < count && chunk * 8 < dim;
+      const T* const from = live ? rows + static_cast<int64_t>(slot) * dim + chunk * 8 : rows;
+      cp_async16(to + j * kRows * kStride, from, live);
+    }
   }
-}
-
-/// Ignores scores; a caller that wants them passes its own (slot, head, logit in log2 units), called once for each
-/// live slot and each of the kHeads columns, real or not.
-struct NoScores {
-  __device__ __forceinline__ void operator()(int, int, float) const {}
 };
 
-/// Attends over slots 0 .. count - 1 of key [.., Dk] and value [.., Dv]. Slots beyond are not read.
-template <class T, int kTile, int kHeads, class OnScore = NoScores>
-__device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shared, const T* key, const T* value,
-                                             int count, int key_dim, int value_dim, float scale_log2,
-                                             OnScore on_score = {}) {
-  using Shared = SliceShared<T, kTile, kHeads>;
-  constexpr int kRing = Shared::kRing, kEntry = kWarpSlots * kTile, kChunks = kTile / 8, kNTiles = kHeads / 8;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int groups = count > warp * kWarpSlots ? (count - warp * kWarpSlots + kSplitSlots - 1) / kSplitSlots : 0;
-  T* ring = shared.ring[warp][0];
+/// Running softmax of a warp: heads 8 n + 2 (lane % 4) + i. `top` is the shift of the exponents, `base` the same with 0
+/// while nothing but -inf was seen; sums are those of this lane's slots.
+template <int kNTiles>
+struct RunningSoftmax {
+  float top[kNTiles][2], base[kNTiles][2], sum[kNTiles][2];
 
-  // One ring entry: 16 rows of keys (even entries) or values (odd ones); dead slots and spare channels become zeros.
-  const int load_chunk = lane % kChunks, load_row = lane / kChunks;
-  const auto load = [&](int entry, int place) {
-    const int group = entry / 2;
-    if (group < groups) {
-      const bool is_value = entry % 2 == 1;
-      const T* base = is_value ? value : key;
-      const int dim = is_value ? value_dim : key_dim, first = group * kSplitSlots + warp * kWarpSlots;
-#pragma unroll
-      for (int j = 0; j < kWarpSlots * kChunks / 32; ++j) {
-        const int row = load_row + j * (32 / kChunks);
-        const bool live = first + row < count && load_chunk * 8 < dim;
-        const T* from = live ? base + static_cast<int64_t>(first + row) * dim + load_chunk * 8 : base;
-        cp_async16(ring + place * kEntry + swizzled<kTile>(row, load_chunk), from, live);
-      }
-    }
-    cp_async_commit();  // an empty group keeps the count of groups in flight right
-  };
-  const auto next_place = [](int place) { return place + 1 == kRing ? 0 : place + 1; };
-
-  float out[kTile / 16][kNTiles][4] = {};  // [channel, head] tiles
-  float top[kNTiles][2], sum[kNTiles][2];  // heads 8 * n + 2 * (lane % 4) and the next; sum of this lane's slots only
-#pragma unroll
-  for (int n = 0; n < kNTiles; ++n) {
-    top[n][0] = top[n][1] = -INFINITY;
-    sum[n][0] = sum[n][1] = 0.0f;
-  }
-
-  int read = 0, write = kRing - 1;
-#pragma unroll
-  for (int entry = 0; entry < kRing - 1; ++entry) load(entry, entry);
-
-  for (int group = 0; group < groups; ++group) {
-    // Keys have arrived for every lane, and every lane is done with the entry that the next copy overwrites.
-    cp_async_wait<kRing - 2>();
-    __syncwarp();
-    load(2 * group + kRing - 1, write);
-    write = next_place(write);
-
-    // Scores [16 slots, heads] = keys * query^T; even and odd steps apart, to halve the chain of dependent products.
-    const T* keys = ring + read * kEntry;
-    float score[kNTiles][4] = {}, odd[kNTiles][4] = {};
-#pragma unroll
-    for (int k = 0; k < kTile / 32; ++k) {
-      uint32_t a[4], b[4];
-      ldmatrix_x4(a, keys + swizzled<kTile>(lane % 16, 4 * k + lane / 16));
-      uint32_t a_odd[4];
-      ldmatrix_x4(a_odd, keys + swizzled<kTile>(lane % 16, 4 * k + 2 + lane / 16));
-#pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
-        ldmatrix_x4(b, shared.query + swizzled<kTile>(8 * n + lane % 8, 4 * k + lane / 8));
-        const uint32_t even_b[2] = {b[0], b[1]}, odd_b[2] = {b[2], b[3]};
-        mma_16x8x16<T>(score[n], a, even_b);
-        mma_16x8x16<T>(odd[n], a_odd, odd_b);
-      }
-    }
-    read = next_place(read);
-
-    // Running softmax; a lane holds slots lane / 4 and + 8 of two neighbouring heads.
-    const int first = group * kSplitSlots + warp * kWarpSlots, slot = first + lane / 4;
-    uint32_t weight[kNTiles][2];
-    float shrink[kNTiles][2];
-    bool moved = false;
+  __device__ __forceinline__ RunningSoftmax() {
 #pragma unroll
     for (int n = 0; n < kNTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int my_slot = slot + (i / 2) * 8;
-        const float logit = (score[n][i] + odd[n][i]) * scale_log2;
-        if (my_slot < count) on_score(my_slot, 8 * n + 2 * (lane % 4) + i % 2, logit);
-        score[n][i] = my_slot < count ? logit : -INFINITY;
+      for (int i = 0; i < 2; ++i) {
+        top[n][i] = -INFINITY;
+        base[n][i] = sum[n][i] = 0.0f;
       }
+    }
+  }
+
+  /// Whether some logit of the warp is too large for the present shift.
+  __device__ __forceinline__ bool exceeded(const float (&logit)[kNTiles][4]) const {
+    bool above = false;
+#pragma unroll
+    for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) above = above || fmaxf(logit[n][i], logit[n][i + 2]) > top[n][i] + kSlack;
+    }
+    return __any_sync(0xffffffffu, above);
+  }
+
+  /// Shifts by the largest logit so far; `shrink` is the factor for what was summed before.
+  __device__ __forceinline__ void shift(const float (&logit)[kNTiles][4], float (&shrink)[kNTiles][2]) {
+#pragma unroll
+    for (int n = 0; n < kNTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float best = fmaxf(score[n][i], score[n][i + 2]);
+        float best = fmaxf(logit[n][i], logit[n][i + 2]);
 #pragma unroll
         for (int offset = 4; offset <= 16; offset *= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, offset));
         best = fmaxf(best, top[n][i]);
-        const float base = finite_or_zero(best);
-        shrink[n][i] = exp2f(top[n][i] - base);
-        moved = moved || best != top[n][i];
+        base[n][i] = finite_or_zero(best);
+        shrink[n][i] = exp2_fast(top[n][i] - base[n][i]);
         top[n][i] = best;
-        score[n][i] = exp2f(score[n][i] - base);
-        score[n][i + 2] = exp2f(score[n][i + 2] - base);
-        sum[n][i] = sum[n][i] * shrink[n][i] + (score[n][i] + score[n][i + 2]);
+        sum[n][i] *= shrink[n][i];
       }
-      // [slot, head] in registers becomes the [slot, head] operand of the next product, which wants it transposed.
-      weight[n][0] = transpose_8x8(pack2<T>(score[n][0], score[n][1]));
-      weight[n][1] = transpose_8x8(pack2<T>(score[n][2], score[n][3]));
     }
-    if (__any_sync(0xffffffffu, moved)) {
+  }
+};
+
+/// Attends over slots 0 .. count - 1 of key [.., Dk] and value [.., Dv]. Slots beyond are not read. `prepare` runs in
+/// all threads once the first copies are under way; if it loads the query, it ends with __syncthreads.
+template <class T, int kTile, int kHeads, int kRing, class OnScore = NoScores, class Prepare = NoPrepare>
+__device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing>& shared, const T* key, const T* value,
+                                             int count, int key_dim, int value_dim, float scale_log2,
+                                             OnScore on_score = {}, Prepare prepare = {}) {
+  using Shared = SliceShared<T, kTile, kHeads, kRing>;
+  constexpr int kEntry = Shared::kEntry, kStride = Shared::kStride, kNTiles = kHeads / 8, kSteps = kTile / 32;
+  constexpr bool kKeepQuery = kTile * kHeads <= 2048;  // in registers
+  // Steps of 32 channels that are read before the next copy starts, as far as registers go.
+  constexpr int kAhead = kTile * kHeads <= 1024 ? kSteps : kTile * kHeads <= 2048 ? 2 : 1;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, offset = warp * kWarpSlots;
+  const int groups = count > offset ? (count - offset + kSliceSlots - 1) / kSliceSlots : 0;
+  T* const ring = shared.ring[warp][0];
+
+  // Ring entries in turn: keys of the warp's group 0, its values, keys of group 1, ...
+  const RowCopies<T, kTile> copies(lane);
+  const auto load = [&](int entry, bool is_value, int place) {
+    const int group = entry / 2;
+    if (group < groups) {
+      copies.issue(ring + place * kEntry, is_value ? value : key, is_value ? value_dim : key_dim,
+                   group * kSliceSlots + offset, count);
+    }
+    cp_async_commit();  // an empty group keeps the count of groups in flight right
+  };
+  for (int entry = 0; entry < kRing - 1; ++entry) load(entry, entry % 2 == 1, entry);
+  prepare();
+
+  // Two steps of 16 channels at a time, all heads of a tile.
+  const T* const query_row = shared.query + lane % 8 * kStride + lane / 8 * 8;
+  uint32_t query[kKeepQuery ? kSteps : 1][kKeepQuery ? kNTiles : 1][4];
+  if constexpr (kKeepQuery) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) ldmatrix_x4(query[k][n], query_row + 8 * n * kStride + 32 * k);
+    }
+  }
+  const T* const key_row = ring + lane % 16 * kStride + lane / 16 * 8;
+  const T* const value_row = ring + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
+
+  float out[kTile / 16][kNTiles][4] = {};  // [channel, head] tiles
+  RunningSoftmax<kNTiles> softmax;
+  int read = 0, write = kRing - 1;
+  // Waits for the next entry; all lanes are done with the one before.
+  const auto next_entry = [&] {
+    cp_async_wait<kRing - 2>();
+    __syncwarp();
+    const int at = read * kEntry;
+    read = read + 1 == kRing ? 0 : read + 1;
+    return at;
+  };
+  // Starts the copy that overwrites the entry before the present one. It comes after the reads of the present entry,
+  // which would queue behind it.
+  const auto load_next = [&](int entry, bool is_value) {
+    load(entry + kRing - 1, is_value, write);
+    write = write + 1 == kRing ? 0 : write + 1;
+  };
+
+  for (int group = 0; group < groups; ++group) {
+    // Scores [16 slots, heads] = keys * query^T; even and odd steps apart, to halve the chain of dependent products.
+    const T* const keys = key_row + next_entry();
+    uint32_t even_a[kAhead][4], odd_a[kAhead][4];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      ldmatrix_x4(even_a[k], keys + 32 * k);
+      ldmatrix_x4(odd_a[k], keys + 32 * k + 16);
+    }
+    load_next(2 * group, kRing % 2 == 0);
+    float score[kNTiles][4] = {}, odd[kNTiles][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+        uint32_t b[4];
+        if constexpr (kKeepQuery) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) b[i] = query[k][n][i];
+        } else {
+          ldmatrix_x4(b, query_row + 8 * n * kStride + 32 * k);
+        }
+        const uint32_t even_b[2] = {b[0], b[1]}, odd_b[2] = {b[2], b[3]};
+        mma_16x8x16<T>(score[n], even_a[k % kAhead], even_b);
+        mma_16x8x16<T>(odd[n], odd_a[k % kAhead], odd_b);
+      }
+      if (k + kAhead < kSteps) {
+        ldmatrix_x4(even_a[k % kAhead], keys + 32 * (k + kAhead));
+        ldmatrix_x4(odd_a[k % kAhead], keys + 32 * (k + kAhead) + 16);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) score[n][i] = (score[n][i] + odd[n][i]) * scale_log2;
+    }
+
+    // Running softmax; a lane holds slots lane / 4 and + 8 of two neighbouring heads.
+    const int first = group * kSliceSlots + offset, slot = first + lane / 4;
+    if (first + kWarpSlots > count) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) score[n][i] = slot + i / 2 * 8 < count ? score[n][i] : -INFINITY;
+      }
+    }
+    if constexpr (!std::is_same_v<OnScore, NoScores>) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int my_slot = slot + i / 2 * 8;
+          if (my_slot < count) on_score(my_slot, 8 * n + 2 * (lane % 4) + i % 2, score[n][i]);
+        }
+      }
+    }
+    if (softmax.exceeded(score)) {
+      float shrink[kNTiles][2];
+      softmax.shift(score, shrink);
 #pragma unroll
       for (int m = 0; m < kTile / 16; ++m) {
 #pragma unroll
@@ -169,21 +219,30 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
         }
       }
     }
+    uint32_t weight[kNTiles][2];
+#pragma unroll
+    for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) score[n][i] = exp2_fast(score[n][i] - softmax.base[n][i % 2]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) softmax.sum[n][i] += score[n][i] + score[n][i + 2];
+      // [slot, head] in registers becomes the [slot, head] operand of the next product, which wants it transposed.
+      weight[n][0] = transpose_8x8(pack2<T>(score[n][0], score[n][1]));
+      weight[n][1] = transpose_8x8(pack2<T>(score[n][2], score[n][3]));
+    }
 
     // out^T [channels, heads] += values^T * weights^T.
-    cp_async_wait<kRing - 2>();
-    __syncwarp();
-    load(2 * group + kRing, write);
-    write = next_place(write);
-    const T* values = ring + read * kEntry;
+    const T* const values = value_row + next_entry();
+    uint32_t a[2 * kAhead][4];
+#pragma unroll
+    for (int m = 0; m < 2 * kAhead; ++m) ldmatrix_x4_trans(a[m], values + 16 * m);
+    load_next(2 * group + 1, kRing % 2 == 1);
 #pragma unroll
     for (int m = 0; m < kTile / 16; ++m) {
-      uint32_t a[4];
-      ldmatrix_x4_trans(a, values + swizzled<kTile>(lane / 16 * 8 + lane % 8, 2 * m + lane / 8 % 2));
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) mma_16x8x16<T>(out[m][n], a, weight[n]);
+      for (int n = 0; n < kNTiles; ++n) mma_16x8x16<T>(out[m][n], a[m % (2 * kAhead)], weight[n]);
+      if (m + 2 * kAhead < kTile / 16) ldmatrix_x4_trans(a[m % (2 * kAhead)], values + 16 * (m + 2 * kAhead));
     }
-    read = next_place(read);
   }
 
   // The warp's state into shared memory, over the ring: all copies have landed and all warps are done reading.
@@ -194,11 +253,12 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
     const int head = 8 * n + 2 * (lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      float sum = softmax.sum[n][i];
 #pragma unroll
-      for (int offset = 4; offset <= 16; offset *= 2) sum[n][i] += __shfl_xor_sync(0xffffffffu, sum[n][i], offset);
+      for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
       if (lane < 4) {
-        shared.top[warp][head + i] = top[n][i];
-        shared.sum[warp][head + i] = sum[n][i];
+        shared.top[warp][head + i] = softmax.top[n][i];
+        shared.sum[warp][head + i] = sum;
       }
 #pragma unroll
       for (int m = 0; m < kTile / 16; ++m) {
@@ -208,27 +268,6 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads>& shar
     }
   }
   __syncthreads();
-}
-
-/// Softmax state of one head, and one channel of its unnormalised output.
-struct HeadState {
-  float top, sum, out;
-};
-
-/// The four warps' states as one, in warp order.
-template <class Shared>
-__device__ __forceinline__ HeadState merge_warps(const Shared& shared, int head, int channel) {
-  HeadState state{-INFINITY, 0.0f, 0.0f};
-#pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
-  const float base = finite_or_zero(state.top);
-#pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) {
-    const float weight = exp2f(shared.top[w][head] - base);
-    state.sum += weight * shared.sum[w][head];
-    state.out += weight * shared.out[w][head][channel];
-  }
-  return state;
 }
 
 }  // namespace uncomp::kernels

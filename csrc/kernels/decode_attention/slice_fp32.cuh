@@ -8,29 +8,21 @@
 
 namespace uncomp::kernels {
 
-template <int kTile, int kHeads>
-struct alignas(16) SliceShared<float, kTile, kHeads> {
-  static constexpr int kOutStride = kTile + 4;
+template <int kTile, int kHeads, int kRing>
+struct alignas(16) SliceShared<float, kTile, kHeads, kRing> {
+  static constexpr int kOutStride = kTile + 4, kQueryStride = kTile;
   float query[kHeads * kTile];
   float out[kSliceWarps][kHeads][kOutStride];
   float top[kSliceWarps][kHeads];
   float sum[kSliceWarps][kHeads];
 };
 
-template <int kTile, int kHeads>
-__device__ __forceinline__ void load_query(SliceShared<float, kTile, kHeads>& shared, const float* query,
-                                           int64_t head_stride, int heads, int key_dim) {
-  for (int i = threadIdx.x; i < kHeads * kTile; i += kSliceThreads) {
-    const int head = i / kTile, channel = i % kTile;
-    shared.query[i] = head < heads && channel < key_dim ? query[head * head_stride + channel] : 0.0f;
-  }
-}
-
 /// A warp sees one slot at a time; a lane holds every 32nd channel.
-template <int kTile, int kHeads, class OnScore = NoScores>
-__device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads>& shared, const float* key,
+template <int kTile, int kHeads, int kRing, class OnScore = NoScores, class Prepare = NoPrepare>
+__device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads, kRing>& shared, const float* key,
                                              const float* value, int count, int key_dim, int value_dim,
-                                             float scale_log2, OnScore on_score = {}) {
+                                             float scale_log2, OnScore on_score = {}, Prepare prepare = {}) {
+  prepare();
   constexpr int kLaneChannels = kTile / 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float out[kHeads][kLaneChannels] = {}, top[kHeads], sum[kHeads];
@@ -39,7 +31,7 @@ __device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads>& 
     top[h] = -INFINITY;
     sum[h] = 0.0f;
   }
-  for (int first = warp * kWarpSlots; first < count; first += kSplitSlots) {
+  for (int first = warp * kWarpSlots; first < count; first += kSliceSlots) {
     for (int slot = first; slot < min(first + kWarpSlots, count); ++slot) {
       float k[kLaneChannels], v[kLaneChannels];
 #pragma unroll

@@ -3,79 +3,51 @@
 // device's lengths by the block itself.
 #pragma once
 
-#include "kernels/common/reduce.cuh"
+#include "kernels/common/dependent.cuh"
+#include "kernels/decode_attention/row_cluster.cuh"
+#include "kernels/decode_attention/share.cuh"
 #include "kernels/decode_attention/slice.cuh"
 #include "kernels/decode_attention/workspace.h"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
 
-/// A worker's share: quota, length of the line of blocks, and the row that owns its first block. All threads of the
-/// block count a segment of rows each; the same numbers in every block, because they depend on the lengths only.
-struct WorkerShare {
-  int64_t quota, total;
-  RowCursor cursor;
-};
-
-__device__ __forceinline__ WorkerShare find_share(const RaggedRows& rows, int32_t worker, int32_t workers) {
-  __shared__ int64_t warp_blocks[kSliceWarps];
-  __shared__ RowCursor found;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const RowSegment segment = row_segment(rows.num_rows, threadIdx.x, kSliceThreads);
-  const int64_t mine = segment_blocks(rows, segment);
-  int64_t before = mine;  // inclusive scan over the warp
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int64_t other = __shfl_up_sync(kFullWarp, before, offset);
-    if (lane >= offset) before += other;
-  }
-  if (lane == 31) warp_blocks[warp] = before;
-  __syncthreads();
-  WorkerShare share{};
-  before -= mine;
-#pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) {
-    if (w < warp) before += warp_blocks[w];
-    share.total += warp_blocks[w];
-  }
-  share.quota = split_quota(share.total, workers);
-  const int64_t block = worker * share.quota;
-  if (block >= before && block < before + mine) found = find_row(rows, segment, before, block);
-  __syncthreads();
-  if (block < share.total) share.cursor = found;
-  return share;
-}
+/// Shared memory of a block: two blocks fill that of a multiprocessor. Device code knows what it is compiled for, the
+/// host asks.
+template <class T, int kTile, int kHeads, bool kSm90>
+using SplitShared = SliceShared<T, kTile, kHeads, kSm90 ? many_entries(kTile) : few_entries(kTile)>;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kForSm90 = true;
+#else
+inline constexpr bool kForSm90 = false;
+#endif
 
 template <class T, int kTile, int kHeads>
 __global__ void __launch_bounds__(kSliceThreads, 2)
     split_kernel(const __grid_constant__ DecodeAttentionParams params, const __grid_constant__ DecodeWorkspace work) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<SliceShared<T, kTile, kHeads>*>(memory);
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<SplitShared<T, kTile, kHeads, kForSm90>*>(memory);
   const int32_t worker = blockIdx.x, heads = params.group_size, value_dim = params.value_dim;
   const RaggedRows& rows = params.rows;
   T* out = static_cast<T*>(params.out);
+  wait_for_previous();
+  let_next_start();
 
-  // Rows without tokens belong to no worker.
-  for (int32_t row = worker; row < rows.num_rows; row += work.workers) {
-    if (rows.len(row) > 0) continue;
-    const int64_t head = static_cast<int64_t>(row) * heads;
-    for (int i = threadIdx.x; i < heads * value_dim; i += kSliceThreads)
-      out[head * value_dim + i] = from_float<T>(0.0f);
-    if (threadIdx.x < heads) params.lse[head + threadIdx.x] = -INFINITY;
-  }
-
-  const WorkerShare share = find_share(rows, worker, work.workers);
+  const WorkerShare share = find_share<kSliceWarps>(rows, worker, work.workers);
   OpenRow open{-1, -1};
   for (SplitWalk walk(worker, share.quota, share.total, share.cursor); !walk.done();) {
     const RowPiece piece = walk.next(rows);
     const int64_t slot = rows.start(piece.row) + piece.slot_begin;
     const int64_t query = piece.row / params.rows_per_sequence * params.query_batch_stride +
                           piece.row % params.rows_per_sequence * heads * params.query_head_stride;
-    load_query(shared, static_cast<const T*>(params.query) + query, params.query_head_stride, heads, params.key_dim);
-    __syncthreads();
+    const QueryInFlight<T, kTile, kHeads> fetched(static_cast<const T*>(params.query) + query, params.query_head_stride,
+                                                  heads, params.key_dim);
     attend_slice(shared, static_cast<const T*>(params.key_rows) + slot * params.key_dim,
                  static_cast<const T*>(params.value_rows) + slot * value_dim, piece.slot_end - piece.slot_begin,
-                 params.key_dim, value_dim, params.scale * kLog2E);
+                 params.key_dim, value_dim, params.scale * kLog2E, NoScores{}, [&] {
+                   fetched.store(shared);
+                   __syncthreads();
+                 });
 
     // A whole row is written as it is, a part of one as a softmax state.
     const bool whole = piece.starts && piece.ends;
@@ -95,7 +67,9 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
         }
       }
     }
-    if (piece.starts && !piece.ends) open = {piece.row, static_cast<int32_t>(walk.last_block() / share.quota)};
+    if (piece.starts && !piece.ends) {
+      open = {piece.row, static_cast<int32_t>(walk.last_block()) / static_cast<int32_t>(share.quota)};
+    }
     __syncthreads();
   }
   if (threadIdx.x == 0) work.open[worker] = open;
@@ -103,13 +77,15 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
 
 template <class T, int kTile, int kHeads>
 cudaError_t launch_split(const DecodeAttentionParams& params, const DecodeWorkspace& work, cudaStream_t stream) {
-  constexpr size_t kBytes = sizeof(SliceShared<T, kTile, kHeads>);
   const auto kernel = split_kernel<T, kTile, kHeads>;
-  if (const cudaError_t err = allow_shared_memory(reinterpret_cast<const void*>(kernel), kBytes); err != cudaSuccess) {
-    return err;
-  }
-  kernel<<<work.workers, kSliceThreads, kBytes, stream>>>(params, work);
-  return cudaGetLastError();
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  bool sm_90 = false;
+  if (const cudaError_t err = compiled_for_sm_90(address, &sm_90); err != cudaSuccess) return err;
+  const size_t bytes =
+      sm_90 ? sizeof(SplitShared<T, kTile, kHeads, true>) : sizeof(SplitShared<T, kTile, kHeads, false>);
+  if (const cudaError_t err = allow_shared_memory(address, bytes); err != cudaSuccess) return err;
+  return launch_dependent(kernel, sm_90, dim3(static_cast<unsigned>(work.workers)), kSliceThreads, bytes, stream,
+                          params, work);
 }
 
 /// Picks the smallest tile that holds both head dims, and one or two tiles of 8 heads; two tiles with a
@@ -123,6 +99,17 @@ cudaError_t launch_split_half(const DecodeAttentionParams& params, const DecodeW
     return few ? launch_split<T, 128, 8>(params, work, stream) : launch_split<T, 128, 16>(params, work, stream);
   }
   return few ? launch_split<T, 256, 8>(params, work, stream) : launch_split<T, 256, 16>(params, work, stream);
+}
+
+/// Clusters are compiled for the common tiles only.
+template <class T>
+cudaError_t launch_clusters_half(const DecodeAttentionParams& params, int32_t ranks, cudaStream_t stream,
+                                 bool* launched) {
+  const int32_t dim = max_of(params.key_dim, params.value_dim);
+  *launched = false;
+  if (params.group_size > 8 || dim > 128) return cudaSuccess;
+  return dim <= 64 ? launch_row_clusters<T, 64, 8>(params, ranks, stream, launched)
+                   : launch_row_clusters<T, 128, 8>(params, ranks, stream, launched);
 }
 
 }  // namespace uncomp::kernels

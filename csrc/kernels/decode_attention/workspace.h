@@ -17,6 +17,9 @@ struct OpenRow {
   int32_t last_worker;  // holds the row's end
 };
 
+/// Blocks of a row's cluster.
+inline constexpr int32_t kMostRanks = 16, kFewestRanks = 8;
+
 struct DecodeWorkspace {
   OpenRow* open;   // [workers]
   float* partial;  // [workers * kPartialsPerWorker, stride]: out [g, Dv] unnormalised, top [g] (log2), sum [g]
@@ -43,5 +46,9 @@ inline int64_t decode_workspace(const DecodeAttentionParams& params, int32_t wor
 cudaError_t launch_split_fp32(const DecodeAttentionParams&, const DecodeWorkspace&, cudaStream_t);
 cudaError_t launch_split_fp16(const DecodeAttentionParams&, const DecodeWorkspace&, cudaStream_t);
 cudaError_t launch_split_bf16(const DecodeAttentionParams&, const DecodeWorkspace&, cudaStream_t);
+
+/// One cluster of `ranks` blocks a row, the whole operation; `launched` is false where that cannot be.
+cudaError_t launch_clusters_fp16(const DecodeAttentionParams&, int32_t ranks, cudaStream_t, bool* launched);
+cudaError_t launch_clusters_bf16(const DecodeAttentionParams&, int32_t ranks, cudaStream_t, bool* launched);
 
 }  // namespace uncomp::kernels

@@ -4,6 +4,8 @@
 #include "kernels/decode_attention/decode_attention.h"
 
 #include <cmath>
+#include <memory>
+#include <random>
 
 #include "support/attention.hpp"
 #include "support/device.hpp"
@@ -19,56 +21,103 @@ struct Problem {
   DType dtype = DType::float16;
 };
 
+/// A problem on the device; `launch` may be called as often as wanted, also with other lengths.
+class Decode {
+ public:
+  explicit Decode(const Problem& p)
+      : problem_(p),
+        packed_(p.len, p.spare, p.key_dim, p.value_dim, p.dtype),
+        query_(random_numbers(p.len.size() * p.group * p.key_dim, p.dtype, 1)),
+        q_(encoded(query_, p.dtype)),
+        k_(encoded(packed_.key, p.dtype)),
+        v_(encoded(packed_.value, p.dtype)),
+        out_(p.len.size() * p.group * p.value_dim * dtype_bytes(p.dtype)),
+        lse_(p.len.size() * p.group),
+        starts_(packed_.start),
+        lens_(p.len) {
+    const int32_t rows = static_cast<int32_t>(p.len.size()), per_sequence = rows / p.batch;
+    params_.query = q_.data();
+    params_.query_batch_stride = int64_t{per_sequence} * p.group * p.key_dim;
+    params_.query_head_stride = p.key_dim;
+    params_.key_rows = k_.data();
+    params_.value_rows = v_.data();
+    params_.rows = {starts_.data(), lens_.data(), packed_.slots, rows};
+    params_.out = out_.data();
+    params_.lse = lse_.data();
+    params_.rows_per_sequence = per_sequence;
+    params_.group_size = p.group;
+    params_.key_dim = p.key_dim;
+    params_.value_dim = p.value_dim;
+    params_.scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
+    params_.dtype = p.dtype;
+    int64_t bytes = 0;
+    cuda_ok(kernels::decode_attention_workspace_bytes(params_, &bytes));
+    work_ = std::make_unique<DeviceArray<unsigned char>>(static_cast<size_t>(bytes));
+  }
+
+  void launch(cudaStream_t stream = nullptr) { cuda_ok(kernels::decode_attention(params_, work_->data(), stream)); }
+  void set_lengths(const std::vector<int32_t>& len) {
+    problem_.len = len;
+    cuda_ok(cudaMemcpy(lens_.data(), len.data(), len.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
+  }
+  /// Fills what a launch writes; NaN as the workspace's floats.
+  void poison() {
+    cuda_ok(cudaMemset(work_->data(), 0xFF, work_->size()));
+    cuda_ok(cudaMemset(out_.data(), 0x5A, out_.size()));
+    cuda_ok(cudaMemset(lse_.data(), 0x5A, lse_.size() * sizeof(float)));
+  }
+  std::vector<unsigned char> out() const { return out_.host(); }
+  std::vector<float> lse() const { return lse_.host(); }
+  bool guards_intact() const { return out_.guards_intact() && lse_.guards_intact() && work_->guards_intact(); }
+
+  void compare() const {
+    const Problem& p = problem_;
+    const std::vector<float> got = decoded(out(), p.dtype), got_lse = lse();
+    AttentionOracle oracle(p.key_dim, p.value_dim, params_.scale, p.dtype);
+    for (size_t i = 0; i < got_lse.size(); ++i) {
+      const int32_t r = static_cast<int32_t>(i) / p.group;
+      oracle.begin(&query_[i * p.key_dim]);
+      oracle.see_row(packed_, r, p.len[r]);
+      oracle.compare(&got[i * p.value_dim], got_lse[i], i);
+    }
+    oracle.check_all();
+  }
+
+ private:
+  Problem problem_;
+  PackedRows packed_;
+  std::vector<float> query_;
+  DeviceArray<unsigned char> q_, k_, v_, out_;
+  DeviceArray<float> lse_;
+  DeviceArray<int32_t> starts_, lens_;
+  std::unique_ptr<DeviceArray<unsigned char>> work_;
+  kernels::DecodeAttentionParams params_{};
+};
+
 void run(const Problem& p) {
   CAPTURE(p.group, p.key_dim, p.value_dim, static_cast<int>(p.dtype), p.len.size());
-  const int32_t rows = static_cast<int32_t>(p.len.size());
-  const float scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
-  const PackedRows packed(p.len, p.spare, p.key_dim, p.value_dim, p.dtype);
-  const std::vector<float> query = random_numbers(static_cast<size_t>(rows) * p.group * p.key_dim, p.dtype, 1);
+  Decode decode(p);
+  decode.poison();
+  decode.launch();
+  REQUIRE(decode.guards_intact());
+  const std::vector<unsigned char> first = decode.out();
+  const std::vector<float> first_lse = decode.lse();
+  decode.launch();
+  REQUIRE(decode.out() == first);
+  REQUIRE(decode.lse() == first_lse);
+  decode.compare();
+}
 
-  const int32_t bytes = dtype_bytes(p.dtype);
-  DeviceArray<unsigned char> q(encoded(query, p.dtype)), k(encoded(packed.key, p.dtype)),
-      v(encoded(packed.value, p.dtype));
-  DeviceArray<unsigned char> out(static_cast<size_t>(rows) * p.group * p.value_dim * bytes);
-  DeviceArray<float> lse(static_cast<size_t>(rows) * p.group);
-  DeviceArray<int32_t> starts(packed.start), lens(p.len);
-  const int32_t per_sequence = rows / p.batch;
-  kernels::DecodeAttentionParams params{};
-  params.query = q.data();
-  params.query_batch_stride = int64_t{per_sequence} * p.group * p.key_dim;
-  params.query_head_stride = p.key_dim;
-  params.key_rows = k.data();
-  params.value_rows = v.data();
-  params.rows = {starts.data(), lens.data(), packed.slots, rows};
-  params.out = out.data();
-  params.lse = lse.data();
-  params.rows_per_sequence = per_sequence;
-  params.group_size = p.group;
-  params.key_dim = p.key_dim;
-  params.value_dim = p.value_dim;
-  params.scale = scale;
-  params.dtype = p.dtype;
-  int64_t work_bytes = 0;
-  cuda_ok(kernels::decode_attention_workspace_bytes(params, &work_bytes));
-  DeviceArray<unsigned char> work(static_cast<size_t>(work_bytes));
-  cuda_ok(kernels::decode_attention(params, work.data(), nullptr));
-  const std::vector<unsigned char> first_out = out.host();
-  const std::vector<float> got = decoded(first_out, p.dtype), got_lse = lse.host();
-  REQUIRE(out.guards_intact());
-  REQUIRE(lse.guards_intact());
-  REQUIRE(work.guards_intact());
-  cuda_ok(kernels::decode_attention(params, work.data(), nullptr));
-  REQUIRE(out.host() == first_out);
-  REQUIRE(lse.host() == got_lse);
-
-  AttentionOracle oracle(p.key_dim, p.value_dim, scale, p.dtype);
-  for (size_t i = 0; i < got_lse.size(); ++i) {
-    const int32_t r = static_cast<int32_t>(i) / p.group;
-    oracle.begin(&query[i * p.key_dim]);
-    oracle.see_row(packed, r, p.len[r]);
-    oracle.compare(&got[i * p.value_dim], got_lse[i], i);
+/// Lengths whose sum is `total`, some of them 0, the first of them long.
+std::vector<int32_t> skewed(size_t rows, int32_t total, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> len(rows);
+  for (size_t r = 1; r < rows; ++r) {
+    len[r] = random() % 5 == 0 ? 0 : static_cast<int32_t>(random() % (total / (2 * rows)));
+    total -= len[r];
   }
-  oracle.check_all();
+  len[0] = total;
+  return len;
 }
 
 }  // namespace
@@ -97,9 +146,105 @@ TEST_CASE("group sizes 1 to 16", "[decode_attention]") {
     run({.len = {5, 400, 33, 1}, .batch = 2, .group = group, .key_dim = 128, .value_dim = 128});
 }
 
-TEST_CASE("one row of many slots and many rows of few", "[decode_attention]") {
+TEST_CASE("one row of many slots and many rows of few", "[decode_attention][large]") {
   run({.len = {1000000}, .group = 2, .key_dim = 64, .value_dim = 64, .spare = 0});
   std::vector<int32_t> lengths(4096);
   for (size_t i = 0; i < lengths.size(); ++i) lengths[i] = static_cast<int32_t>(i * 37 % 150);
   run({.len = lengths, .batch = 512, .group = 2});
+}
+
+TEST_CASE("few rows of a small arena, and the first that are too many or too large", "[decode_attention]") {
+  for (const size_t rows : {1, 2, 8, 9, 16, 17}) {
+    run({.len = skewed(rows, 3000, 3), .key_dim = 128, .value_dim = 128});
+    run({.len = skewed(rows, 3000, 4), .group = 7, .key_dim = 40, .value_dim = 56, .dtype = DType::bfloat16});
+  }
+  run({.len = {16384}, .group = 1, .spare = 0});
+  run({.len = {16385}, .group = 1, .spare = 0});
+  run({.len = {0, 1, 15, 16, 17, 255, 256, 257}, .batch = 2, .group = 8, .key_dim = 128, .value_dim = 64});
+  run({.len = {0, 0, 0, 0}, .key_dim = 128, .value_dim = 128});
+}
+
+TEST_CASE("as many rows as workers, one less, one more", "[decode_attention]") {
+  int sms = 0;
+  cuda_ok(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+  for (const int rows : {2 * sms - 1, 2 * sms, 2 * sms + 1}) {
+    run({.len = std::vector<int32_t>(rows, 130), .group = 2});
+    run({.len = skewed(rows, 300 * rows, 5), .group = 2});
+  }
+}
+
+TEST_CASE("10000 launches in a row and two streams at once give the first bits", "[decode_attention][large]") {
+  Decode small({.len = {500, 30, 0, 900}, .key_dim = 128, .value_dim = 128});
+  Decode split({.len = skewed(20, 30000, 6), .key_dim = 128, .value_dim = 128});
+  cudaStream_t streams[2];
+  for (cudaStream_t& stream : streams) cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  std::vector<std::vector<unsigned char>> first;
+  for (Decode* decode : {&small, &split}) {
+    decode->launch();
+    first.push_back(decode->out());
+    decode->compare();
+    for (int i = 0; i < 10000; ++i) decode->launch();
+    REQUIRE(decode->out() == first.back());
+  }
+  for (int round = 0; round < 100; ++round) {
+    small.poison();
+    split.poison();
+    cuda_ok(cudaDeviceSynchronize());
+    for (int i = 0; i < 20; ++i) {
+      small.launch(streams[0]);
+      split.launch(streams[1]);
+    }
+    REQUIRE(small.out() == first[0]);
+    REQUIRE(split.out() == first[1]);
+  }
+  for (const cudaStream_t stream : streams) cudaStreamDestroy(stream);
+}
+
+TEST_CASE("one captured graph follows lengths that change", "[decode_attention][large]") {
+  for (const size_t rows : {8, 20, 600}) {
+    const int32_t total = rows == 8 ? 16000 : 50000;
+    Decode decode({.len = std::vector<int32_t>(rows, total / static_cast<int32_t>(rows)), .spare = 0});
+    decode.launch();  // permissions, outside of the capture
+    cuda_ok(cudaDeviceSynchronize());
+    cudaStream_t stream;
+    cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    decode.launch(stream);
+    decode.launch(stream);
+    cuda_ok(cudaStreamEndCapture(stream, &graph));
+    cuda_ok(cudaGraphInstantiate(&replay, graph, 0));
+    std::mt19937 random(8);
+    for (int step = 0; step < 100; ++step) {
+      std::vector<int32_t> len(rows);
+      for (int32_t& n : len)
+        n = static_cast<int32_t>(random() % (total / rows + 1)) * static_cast<int32_t>(random() % 2);
+      decode.set_lengths(len);
+      decode.poison();
+      cuda_ok(cudaGraphLaunch(replay, stream));
+      const std::vector<unsigned char> got = decode.out();
+      if (step % 20 == 0) decode.compare();
+      decode.poison();
+      decode.launch();
+      REQUIRE(decode.out() == got);
+    }
+    cudaGraphExecDestroy(replay);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  }
+}
+
+TEST_CASE("random skew, 100 runs bit for bit", "[decode_attention][large]") {
+  for (unsigned seed = 0; seed < 6; ++seed) {
+    Decode decode({.len = skewed(seed < 3 ? 8 : 300, 120000, seed), .group = 2, .dtype = DType::bfloat16});
+    decode.launch();
+    const std::vector<unsigned char> first = decode.out();
+    decode.compare();
+    for (int i = 0; i < 100; ++i) {
+      decode.poison();
+      decode.launch();
+      REQUIRE(decode.out() == first);
+    }
+  }
 }
