@@ -46,4 +46,31 @@ __device__ __forceinline__ uint32_t cluster_read(const uint32_t* p, uint32_t ran
 #endif
 }
 
+/// Writes to the place of `p` in the shared memory of block `rank` of the cluster; visible to those who return from a
+/// `cluster_wait` that follows a later `cluster_arrive`.
+__device__ __forceinline__ void cluster_write(float* p, float value, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;\n" ::"r"(remote), "f"(value) : "memory");
+#else
+  __trap();
+  *p = value + static_cast<float>(rank);
+#endif
+}
+
+/// The same for four numbers on a 16-byte border.
+__device__ __forceinline__ void cluster_write(float* p, float4 value, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(remote), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+#else
+  __trap();
+  *p = value.x + static_cast<float>(rank);
+#endif
+}
+
 }  // namespace uncomp::kernels

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few short rows: one cluster a row, in one launch (sm_90). Each block attends over an equal slice of its row; the
 // states meet over distributed shared memory, and every block finishes an equal part of the row's result.
+// They are sent, not fetched: writing needs no round trip, and nobody has to stay for others to read.
 #pragma once
 
 #include "core/math.h"
@@ -12,18 +13,25 @@
 
 namespace uncomp::kernels {
 
-__device__ __forceinline__ float cluster_read_float(const float& x, uint32_t rank) {
-  return __uint_as_float(cluster_read(reinterpret_cast<const uint32_t*>(&x), rank));
-}
+/// Ring of a warp that holds all that it attends to in the usual case.
+constexpr int cluster_entries(int tile) { return many_entries(tile); }
+
+/// What the blocks of a cluster send to the one that finishes a part of the row.
+template <int kTile, int kHeads>
+struct RankInbox {
+  alignas(16) float out[kHeads * kTile + 4 * kMostRanks];  // [ranks, part of the results]
+  float top[kMostRanks][kHeads], sum[kMostRanks][kHeads];
+};
 
 template <class T, int kTile, int kHeads>
 __global__ void __launch_bounds__(kSliceThreads, 2)
     row_cluster_kernel(const __grid_constant__ DecodeAttentionParams params, const int32_t ranks) {
   extern __shared__ __align__(128) unsigned char memory[];
-  auto& shared = *reinterpret_cast<SliceShared<T, kTile, kHeads>*>(memory);
-  __shared__ float top[kHeads], sum[kHeads];  // of this block
+  auto& shared = *reinterpret_cast<SliceShared<T, kTile, kHeads, cluster_entries(kTile)>*>(memory);
+  __shared__ RankInbox<kTile, kHeads> inbox;
   const int32_t row = blockIdx.x / ranks, rank = blockIdx.x % ranks;
   const int32_t heads = params.group_size, value_dim = params.value_dim;
+  cluster_arrive();  // with the wait below: all blocks run before one writes into another
 
   wait_for_previous();
   let_next_start();
@@ -42,53 +50,41 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
                  __syncthreads();
                });
 
-  // The block's state takes the place of its first warp's.
-  const int32_t results = heads * value_dim;
-  for (int32_t i = threadIdx.x; i < results; i += kSliceThreads) {
-    const int32_t head = i / value_dim, channel = i % value_dim;
-    const HeadState state = merge_warps(shared, head, channel);
-    shared.out[0][head][channel] = state.out;
-    if (channel == 0) {
-      top[head] = state.top;
-      sum[head] = state.sum;
-    }
+  // Each block sends its state to the inboxes of those that finish the parts.
+  const int32_t results = heads * value_dim, part = round_up(ceil_div(results, ranks), 4);
+  cluster_wait();
+  for (int32_t i = 4 * threadIdx.x; i < results; i += 4 * kSliceThreads) {
+    cluster_write(&inbox.out[rank * part + i % part], merge_warps4(shared, i / value_dim, i % value_dim).out, i / part);
+  }
+  for (int32_t i = threadIdx.x; i < ranks * heads; i += kSliceThreads) {
+    const int32_t to = i / heads, head = i % heads;
+    const HeadState state = merge_warps(shared, head, 0);
+    cluster_write(&inbox.top[rank][head], state.top, to);
+    cluster_write(&inbox.sum[rank][head], state.sum, to);
   }
   cluster_barrier();
-  const int32_t part = ceil_div(results, ranks), end = min_of((rank + 1) * part, results);
-  for (int32_t i = rank * part + threadIdx.x; i < end; i += kSliceThreads) {
+
+  for (int32_t j = threadIdx.x, i = rank * part + j; j < part && i < results; j += kSliceThreads, i += kSliceThreads) {
     const int32_t head = i / value_dim, channel = i % value_dim;
     HeadState state{-INFINITY, 0.0f, 0.0f};
-    for (int32_t first = 0; first < ranks; first += kFewestRanks) {
-      HeadState other[kFewestRanks];
-      float best = state.top;
-#pragma unroll
-      for (int r = 0; r < kFewestRanks; ++r) {
-        other[r].top = cluster_read_float(top[head], first + r);
-        other[r].sum = cluster_read_float(sum[head], first + r);
-        other[r].out = cluster_read_float(shared.out[0][head][channel], first + r);
-      }
-#pragma unroll
-      for (int r = 0; r < kFewestRanks; ++r) best = fmaxf(best, other[r].top);
-      const float base = finite_or_zero(best), shrink = exp2f(state.top - base);
-      state = {best, state.sum * shrink, state.out * shrink};
-#pragma unroll
-      for (int r = 0; r < kFewestRanks; ++r) {
-        const float weight = exp2f(other[r].top - base);
-        state.sum += weight * other[r].sum;
-        state.out += weight * other[r].out;
-      }
+    for (int32_t r = 0; r < ranks; ++r) state.top = fmaxf(state.top, inbox.top[r][head]);
+    const float base = finite_or_zero(state.top);
+#pragma unroll 8
+    for (int32_t r = 0; r < ranks; ++r) {
+      const float weight = exp2f(inbox.top[r][head] - base);
+      state.sum += weight * inbox.sum[r][head];
+      state.out += weight * inbox.out[r * part + j];
     }
     static_cast<T*>(params.out)[int64_t{row} * results + i] = from_float<T>(normalised(state.out, state.sum));
     if (channel == 0) params.lse[int64_t{row} * heads + head] = log_sum_exp(state.top, state.sum);
   }
-  cluster_barrier();  // no block leaves while another reads it
 }
 
 /// Launches clusters if the device can hold them; `launched` tells.
 template <class T, int kTile, int kHeads>
 cudaError_t launch_row_clusters(const DecodeAttentionParams& params, int32_t ranks, cudaStream_t stream,
                                 bool* launched) {
-  constexpr size_t kBytes = sizeof(SliceShared<T, kTile, kHeads>);
+  constexpr size_t kBytes = sizeof(SliceShared<T, kTile, kHeads, cluster_entries(kTile)>);
   const auto kernel = row_cluster_kernel<T, kTile, kHeads>;
   const void* const address = reinterpret_cast<const void*>(kernel);
   if (const cudaError_t err = allow_shared_memory(address, kBytes); err != cudaSuccess) return err;

@@ -18,21 +18,36 @@ namespace uncomp::kernels {
 /// Exponents stay below this power of two: the shift of a running softmax moves only when a logit exceeds it by more.
 inline constexpr float kSlack = 8.0f;
 
+/// Offset in an entry of the ring, in elements, of a row's 16-byte chunk.
+template <int kTile>
+__device__ __forceinline__ int ring_offset(int row, int chunk) {
+  return row * kTile + (chunk ^ (row % 8)) * 8;
+}
+/// `chunks` chunks behind a chunk 0 or 1 at `offset`, an even number.
+__device__ __forceinline__ int chunks_on(int offset, int chunks) {
+  return (offset ^ (chunks % 8 * 8)) + chunks / 8 * 64;
+}
+
 /// One warp's copies: 16 rows of keys or values into an entry of its ring. Dead slots and spare channels become zeros.
 template <class T, int kTile>
 struct RowCopies {
-  static constexpr int kChunks = kTile / 8, kRows = 32 / kChunks, kStride = kTile + 8;
-  int row, chunk;  // of this lane's first copy
+  static constexpr int kChunks = kTile / 8, kRows = 32 / kChunks;
+  int row, chunk, offset;  // of this lane's first copy
 
-  __device__ __forceinline__ explicit RowCopies(int lane) : row(lane / kChunks), chunk(lane % kChunks) {}
+  __device__ __forceinline__ explicit RowCopies(int lane)
+      : row(lane / kChunks), chunk(lane % kChunks), offset(ring_offset<kTile>(row, chunk)) {}
+
+  /// Place of this lane's copy j, which is kRows rows behind the one before.
+  __device__ __forceinline__ T* place(T* entry, int j) const {
+    return entry + (offset ^ (j * kRows % 8 * 8)) + j * kRows * kTile;
+  }
 
   /// Slots `first` to `first` + 15 of `rows` [.., dim], of which those below `count` are live.
   __device__ __forceinline__ void issue(T* entry, const T* rows, int dim, int first, int count) const {
-    T* const to = entry + row * kStride + chunk * 8;
     if (dim == kTile && first + kWarpSlots <= count) {
       const T* const from = rows + static_cast<int64_t>(first + row) * kTile + chunk * 8;
 #pragma unroll
-      for (int j = 0; j < kWarpSlots / kRows; ++j) cp_async16(to + j * kRows * kStride, from + j * kRows * kTile, true);
+      for (int j = 0; j < kWarpSlots / kRows; ++j) cp_async16(place(entry, j), from + j * kRows * kTile, true);
       return;
     }
 #pragma unroll 1
@@ -40,7 +55,7 @@ struct RowCopies {
       const int slot = first + row + j * kRows;
       const bool live = slot < count && chunk * 8 < dim;
       const T* const from = live ? rows + static_cast<int64_t>(slot) * dim + chunk * 8 : rows;
-      cp_async16(to + j * kRows * kStride, from, live);
+      cp_async16(place(entry, j), from, live);
     }
   }
 };
@@ -99,7 +114,7 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
                                              int count, int key_dim, int value_dim, float scale_log2,
                                              OnScore on_score = {}, Prepare prepare = {}) {
   using Shared = SliceShared<T, kTile, kHeads, kRing>;
-  constexpr int kEntry = Shared::kEntry, kStride = Shared::kStride, kNTiles = kHeads / 8, kSteps = kTile / 32;
+  constexpr int kEntry = Shared::kEntry, kStride = Shared::kQueryStride, kNTiles = kHeads / 8, kSteps = kTile / 32;
   constexpr bool kKeepQuery = kTile * kHeads <= 2048;  // in registers
   // Steps of 32 channels that are read before the next copy starts, as far as registers go.
   constexpr int kAhead = kTile * kHeads <= 1024 ? kSteps : kTile * kHeads <= 2048 ? 2 : 1;
@@ -130,8 +145,8 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
       for (int n = 0; n < kNTiles; ++n) ldmatrix_x4(query[k][n], query_row + 8 * n * kStride + 32 * k);
     }
   }
-  const T* const key_row = ring + lane % 16 * kStride + lane / 16 * 8;
-  const T* const value_row = ring + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
+  const int key_at = ring_offset<kTile>(lane % 16, lane / 16);
+  const int value_at = ring_offset<kTile>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
   float out[kTile / 16][kNTiles][4] = {};  // [channel, head] tiles
   RunningSoftmax<kNTiles> softmax;
@@ -153,12 +168,12 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
 
   for (int group = 0; group < groups; ++group) {
     // Scores [16 slots, heads] = keys * query^T; even and odd steps apart, to halve the chain of dependent products.
-    const T* const keys = key_row + next_entry();
+    const T* const keys = ring + next_entry();
     uint32_t even_a[kAhead][4], odd_a[kAhead][4];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      ldmatrix_x4(even_a[k], keys + 32 * k);
-      ldmatrix_x4(odd_a[k], keys + 32 * k + 16);
+      ldmatrix_x4(even_a[k], keys + chunks_on(key_at, 4 * k));
+      ldmatrix_x4(odd_a[k], keys + chunks_on(key_at, 4 * k + 2));
     }
     load_next(2 * group, kRing % 2 == 0);
     float score[kNTiles][4] = {}, odd[kNTiles][4] = {};
@@ -178,8 +193,8 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
         mma_16x8x16<T>(odd[n], odd_a[k % kAhead], odd_b);
       }
       if (k + kAhead < kSteps) {
-        ldmatrix_x4(even_a[k % kAhead], keys + 32 * (k + kAhead));
-        ldmatrix_x4(odd_a[k % kAhead], keys + 32 * (k + kAhead) + 16);
+        ldmatrix_x4(even_a[k % kAhead], keys + chunks_on(key_at, 4 * (k + kAhead)));
+        ldmatrix_x4(odd_a[k % kAhead], keys + chunks_on(key_at, 4 * (k + kAhead) + 2));
       }
     }
 #pragma unroll
@@ -232,16 +247,17 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
     }
 
     // out^T [channels, heads] += values^T * weights^T.
-    const T* const values = value_row + next_entry();
+    const T* const values = ring + next_entry();
     uint32_t a[2 * kAhead][4];
 #pragma unroll
-    for (int m = 0; m < 2 * kAhead; ++m) ldmatrix_x4_trans(a[m], values + 16 * m);
+    for (int m = 0; m < 2 * kAhead; ++m) ldmatrix_x4_trans(a[m], values + chunks_on(value_at, 2 * m));
     load_next(2 * group + 1, kRing % 2 == 1);
 #pragma unroll
     for (int m = 0; m < kTile / 16; ++m) {
 #pragma unroll
       for (int n = 0; n < kNTiles; ++n) mma_16x8x16<T>(out[m][n], a[m % (2 * kAhead)], weight[n]);
-      if (m + 2 * kAhead < kTile / 16) ldmatrix_x4_trans(a[m % (2 * kAhead)], values + 16 * (m + 2 * kAhead));
+      if (m + 2 * kAhead < kTile / 16)
+        ldmatrix_x4_trans(a[m % (2 * kAhead)], values + chunks_on(value_at, 2 * (m + 2 * kAhead)));
     }
   }
 

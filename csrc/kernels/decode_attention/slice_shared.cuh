@@ -20,18 +20,19 @@ inline constexpr int kSliceSlots = kSliceWarps * kWarpSlots;
 constexpr int few_entries(int tile) { return tile == 64 ? 6 : tile == 128 ? 4 : 2; }
 constexpr int many_entries(int tile) { return tile == 64 ? 10 : tile == 128 ? 6 : 3; }
 
-/// Shared memory of one block. Rows are padded by 16 bytes, so that ldmatrix (8 rows, one 16-byte chunk) meets no bank
-/// twice and all places are at constant distances; the padding of `out` does the same for the final store.
+/// Shared memory of one block. An entry of the ring holds 16 rows whose 16-byte chunks are XOR-swizzled by the row
+/// (ring_offset), so that ldmatrix (8 rows, one chunk) meets no bank twice and a copied line of 128 bytes stays one;
+/// copies into padded rows, which cross such lines, stream 10 % slower. The padding of `query` and `out` does the
+/// former for them.
 template <class T, int kTile, int kHeads, int kRing = few_entries(kTile)>
-struct alignas(16) SliceShared {
-  static constexpr int kOutStride = kTile + 4;
-  static constexpr int kStride = kTile + 8, kQueryStride = kStride;
-  static constexpr int kEntry = kWarpSlots * kStride;
-  T query[kHeads * kStride];
+struct alignas(128) SliceShared {
+  static constexpr int kOutStride = kTile + 4, kQueryStride = kTile + 8;
+  static constexpr int kEntry = kWarpSlots * kTile;
   union {
     T ring[kSliceWarps][kRing][kEntry];          // 16 slots of keys, 16 of values in turn
     float out[kSliceWarps][kHeads][kOutStride];  // unnormalised
   };
+  T query[kHeads * kQueryStride];
   float top[kSliceWarps][kHeads];  // shift of the exponents, log2 units
   float sum[kSliceWarps][kHeads];
 };
@@ -112,6 +113,30 @@ __device__ __forceinline__ HeadState merge_warps(const Shared& shared, int head,
     const float weight = exp2f(shared.top[w][head] - base);
     state.sum += weight * shared.sum[w][head];
     state.out += weight * shared.out[w][head][channel];
+  }
+  return state;
+}
+
+/// The same for channels `channel` to `channel` + 3, a multiple of 4.
+struct HeadStates4 {
+  float top, sum;
+  float4 out;
+};
+template <class Shared>
+__device__ __forceinline__ HeadStates4 merge_warps4(const Shared& shared, int head, int channel) {
+  HeadStates4 state{-INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+#pragma unroll
+  for (int w = 0; w < kSliceWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
+  const float base = finite_or_zero(state.top);
+#pragma unroll
+  for (int w = 0; w < kSliceWarps; ++w) {
+    const float weight = exp2f(shared.top[w][head] - base);
+    const float4 out = *reinterpret_cast<const float4*>(&shared.out[w][head][channel]);
+    state.sum += weight * shared.sum[w][head];
+    state.out.x += weight * out.x;
+    state.out.y += weight * out.y;
+    state.out.z += weight * out.z;
+    state.out.w += weight * out.w;
   }
   return state;
 }

@@ -22,6 +22,15 @@ inline constexpr bool kForSm90 = true;
 inline constexpr bool kForSm90 = false;
 #endif
 
+/// Four neighbours of an output tensor, whose storage is aligned.
+template <class T>
+__device__ __forceinline__ void store4(T* to, float a, float b, float c, float d) {
+  *reinterpret_cast<uint2*>(to) = {pack2<T>(a, b), pack2<T>(c, d)};
+}
+__device__ __forceinline__ void store4(float* to, float a, float b, float c, float d) {
+  *reinterpret_cast<float4*>(to) = {a, b, c, d};
+}
+
 template <class T, int kTile, int kHeads>
 __global__ void __launch_bounds__(kSliceThreads, 2)
     split_kernel(const __grid_constant__ DecodeAttentionParams params, const __grid_constant__ DecodeWorkspace work) {
@@ -53,14 +62,15 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
     const bool whole = piece.starts && piece.ends;
     const int64_t first_head = static_cast<int64_t>(piece.row) * heads;
     float* partial = work.partial + partial_index(worker, piece.starts) * work.stride;
-    for (int i = threadIdx.x; i < heads * value_dim; i += kSliceThreads) {
+    for (int i = 4 * threadIdx.x; i < heads * value_dim; i += 4 * kSliceThreads) {
       const int head = i / value_dim, channel = i % value_dim;
-      const HeadState state = merge_warps(shared, head, channel);
+      const HeadStates4 state = merge_warps4(shared, head, channel);
       if (whole) {
-        out[first_head * value_dim + i] = from_float<T>(normalised(state.out, state.sum));
+        store4(out + first_head * value_dim + i, normalised(state.out.x, state.sum), normalised(state.out.y, state.sum),
+               normalised(state.out.z, state.sum), normalised(state.out.w, state.sum));
         if (channel == 0) params.lse[first_head + head] = log_sum_exp(state.top, state.sum);
       } else {
-        partial[i] = state.out;
+        *reinterpret_cast<float4*>(partial + i) = state.out;
         if (channel == 0) {
           partial[heads * value_dim + head] = state.top;
           partial[heads * value_dim + heads + head] = state.sum;
