@@ -7,6 +7,7 @@
 #include "kernels/common/reduce.cuh"
 #include "kernels/ragged_attention/finish.cuh"
 #include "kernels/ragged_attention/launch.h"
+#include "kernels/ragged_attention/warpgroups.h"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
@@ -99,9 +100,26 @@ cudaError_t launch(const RaggedAttentionParams& params, const RaggedWorkspace& w
   return cudaErrorInvalidValue;
 }
 
+cudaError_t launch_warpgroups(const RaggedAttentionParams& params, WarpgroupPlan plan, void* workspace,
+                              cudaStream_t stream) {
+  RaggedMaps maps;
+  if (const cudaError_t err = encode_maps(params, plan, &maps); err != cudaSuccess) return err;
+  cut_warpgroup_workspace(params, workspace, &plan);
+  const auto launch = params.dtype == DType::float16 ? launch_warpgroups_fp16 : launch_warpgroups_bf16;
+  if (const cudaError_t err = launch(params, plan, maps, stream); err != cudaSuccess) return err;
+  return launch_join_shares(params, plan, stream);
+}
+
 }  // namespace
 
 cudaError_t ragged_attention_workspace_bytes(const RaggedAttentionParams& params, int64_t* bytes) {
+  WarpgroupPlan plan;
+  bool suits = false;
+  if (const cudaError_t err = plan_warpgroups(params, &plan, &suits); err != cudaSuccess) return err;
+  if (suits) {
+    *bytes = cut_warpgroup_workspace(params, nullptr, &plan);
+    return cudaSuccess;
+  }
   int32_t parts = 1;
   if (const cudaError_t err = key_parts(params, &parts); err != cudaSuccess) return err;
   RaggedWorkspace unused;
@@ -112,6 +130,10 @@ cudaError_t ragged_attention_workspace_bytes(const RaggedAttentionParams& params
 cudaError_t ragged_attention(const RaggedAttentionParams& params, void* workspace, cudaStream_t stream) {
   const int64_t queries = query_count(params);
   if (queries == 0) return cudaSuccess;
+  WarpgroupPlan plan;
+  bool suits = false;
+  if (const cudaError_t err = plan_warpgroups(params, &plan, &suits); err != cudaSuccess) return err;
+  if (suits) return launch_warpgroups(params, plan, workspace, stream);
   int32_t parts = 1;
   if (const cudaError_t err = key_parts(params, &parts); err != cudaSuccess) return err;
   RaggedWorkspace work;

@@ -26,7 +26,7 @@ struct RaggedAttentionParams {
   const void* key_rows;        // [C, Dk], 16-byte aligned
   const void* value_rows;      // [C, Dv], 16-byte aligned
   RaggedRows rows;             // R = B * rows_per_sequence
-  void* out;                   // [R * g, T, Dv] = [B, Hq, T, Dv]
+  void* out;                   // [R * g, T, Dv] = [B, Hq, T, Dv], 16-byte aligned
   float* lse;                  // [R * g, T] = [B, Hq, T], natural log
   int32_t rows_per_sequence;   // Hq / g
   int32_t rows_per_kv_head;    // rows_per_sequence / Hkv: rows that share a new key head

@@ -8,6 +8,7 @@
 #include "kernels/common/swizzle.cuh"
 #include "kernels/ragged_attention/finish.cuh"
 #include "kernels/ragged_attention/launch.h"
+#include "kernels/ragged_attention/rows.cuh"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
@@ -22,19 +23,6 @@ struct alignas(16) TileShared {
   T value[kKeyTile * kTile];
 };
 static_assert(sizeof(TileShared<__half, 256>) <= 99 * 1024, "one block must fit everywhere");
-
-/// Where the queries of a row are, and which of its packed queries are real.
-struct QueryRow {
-  int32_t row, sequence, first_head, first, count;
-
-  __device__ __forceinline__ bool valid(int32_t token) const { return token >= first && token < first + count; }
-};
-
-__device__ __forceinline__ QueryRow query_row(const RaggedAttentionParams& params, int32_t row) {
-  const int32_t sequence = row / params.rows_per_sequence;
-  return {row, sequence, row % params.rows_per_sequence * params.group_size, params.tokens.begin(sequence),
-          params.tokens.count(sequence)};
-}
 
 /// 64 packed queries into shared memory; what is not real becomes zero. Any alignment: read once a block.
 template <class T, int kTile>
