@@ -2,7 +2,6 @@
 // Attention with its log-sum-exp in plain ATen, for CPU bodies.
 #include "ops/attend.h"
 
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
@@ -34,12 +33,6 @@ Attended merge(const Attended& a, const Attended& b) {
     return at::where(weight.eq(0), 0.0, part.out.to(at::kFloat) * weight);  // nothing seen: out may hold anything
   };
   return {weighted(a) + weighted(b), lse};
-}
-
-Attended attend_fused(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values, double scale) {
-  auto [out, lse] =
-      at::_scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, false, std::nullopt, scale);
-  return {std::move(out), std::move(lse)};
 }
 
 }  // namespace uncomp

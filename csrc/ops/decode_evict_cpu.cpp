@@ -1,27 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // decode_evict_: CPU body. Rows are independent; each runs the five steps of the contract in order.
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "core/eviction.h"
 #include "core/ragged.h"
 #include "core/votes.h"
+#include "cpu/loops.h"
 #include "ops/arena.h"
 #include "ops/decode_evict.h"
+#include "ops/decode_rows.h"
 
 namespace uncomp {
 namespace {
 
 constexpr const char* kOp = "decode_evict_";
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct State {
   RaggedRows rows;
@@ -32,14 +28,25 @@ struct State {
 void check_data(const DecodeEvictSizes& sizes, const State& state) {
   std::vector<char> seen;
   for (int32_t r = 0; r < sizes.num_rows; ++r) {
-    const int64_t start = state.rows.start(r), room = state.rows.room(r), len = state.rows.len(r);
+    const int64_t start = state.rows.start(r), room = state.rows.room(r);
+    const int32_t len = state.rows.len(r);
     const int64_t least = int64_t{sizes.window} + sizes.sink;
     UNCOMP_CHECK_VALUE(kOp, room == 0 || room >= least,
                        "the room of a row must be 0 or at least window + sink = ", least, "; got ", room, " at row ",
                        r);
+    const int32_t* order = state.order + start;
     seen.assign(len, 0);
-    for (int64_t i = 0; i < len; ++i) {
-      const int32_t slot = state.order[start + i];
+    bool inside = true;
+    for (int32_t i = 0; i < len; ++i) {
+      const bool valid = static_cast<uint32_t>(order[i]) < static_cast<uint32_t>(len);
+      inside = inside && valid;
+      seen[valid ? order[i] : 0] = 1;
+    }
+    // len slots, each of them seen: a permutation.
+    if (inside && std::memchr(seen.data(), 0, len) == nullptr) continue;
+    seen.assign(len, 0);
+    for (int32_t i = 0; i < len; ++i) {
+      const int32_t slot = order[i];
       const bool fresh = slot >= 0 && slot < len && !seen[slot];
       UNCOMP_CHECK_VALUE(kOp, fresh, "order must hold every slot 0 .. ", len - 1, " of row ", r, " once; got ", slot,
                          " at place ", i);
@@ -48,122 +55,21 @@ void check_data(const DecodeEvictSizes& sizes, const State& state) {
   }
 }
 
-/// Eight partial sums, so that the compiler can use vectors; dims are multiples of 8.
-float dot(const float* a, const float* b, int32_t dim) {
-  float part[8] = {};
-  for (int32_t d = 0; d < dim; d += 8) {
-    for (int i = 0; i < 8; ++i) part[i] += a[d + i] * b[d + i];
-  }
-  return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
-}
-
-template <class T>
-const float* as_float(const T* from, int32_t dim, std::vector<float>& scratch) {
-  if constexpr (std::is_same_v<T, float>) return from;
-  for (int32_t d = 0; d < dim; ++d) scratch[d] = static_cast<float>(from[d]);
-  return scratch.data();
-}
-
-template <class T>
-struct Row {
-  int32_t len, group_size, key_dim, value_dim;
-  const T *key_rows, *value_rows;  // of this row's first slot
-  const T *key, *value;            // the new token
-  const T* key_of(int32_t token) const { return token < len ? key_rows + int64_t{token} * key_dim : key; }
-  const T* value_of(int32_t token) const { return token < len ? value_rows + int64_t{token} * value_dim : value; }
-};
-
-/// Step 1: out [g, Dv] and lse [g] over K + 1 tokens. `weight` [K + 1, g] comes back as softmax weights.
-template <class T>
-void attend(const Row<T>& row, const std::vector<float>& query, float scale, std::vector<float>& weight, T* out,
-            float* lse) {
-  const int32_t group = row.group_size, tokens = row.len + 1;
-  std::vector<float> scratch(std::max(row.key_dim, row.value_dim)), largest(group, -kInf), total(group, 0.0f);
-  for (int32_t j = 0; j < tokens; ++j) {
-    const float* key = as_float(row.key_of(j), row.key_dim, scratch);
-    for (int32_t h = 0; h < group; ++h) {
-      const float logit = scale * dot(query.data() + int64_t{h} * row.key_dim, key, row.key_dim);
-      weight[int64_t{j} * group + h] = logit;
-      if (logit > largest[h]) largest[h] = logit;  // NaN never is, and reaches the sum below
-    }
-  }
-  for (int32_t h = 0; h < group; ++h) {
-    const float base = largest[h] == -kInf ? 0.0f : largest[h];
-    for (int32_t j = 0; j < tokens; ++j) {
-      float& w = weight[int64_t{j} * group + h];
-      w = std::exp(w - base);
-      total[h] += w;
-    }
-    lse[h] = total[h] == 0.0f ? -kInf : base + std::log(total[h]);
-    // With no finite logit at all this makes 0 / 0 = NaN: a vote of 0. The output is set to 0 below.
-    for (int32_t j = 0; j < tokens; ++j) weight[int64_t{j} * group + h] /= total[h];
-  }
-  std::vector<float> sum(static_cast<size_t>(group) * row.value_dim, 0.0f);
-  for (int32_t j = 0; j < tokens; ++j) {
-    const float* value = as_float(row.value_of(j), row.value_dim, scratch);
-    for (int32_t h = 0; h < group; ++h) {
-      const float w = weight[int64_t{j} * group + h];
-      float* to = sum.data() + int64_t{h} * row.value_dim;
-      for (int32_t d = 0; d < row.value_dim; ++d) to[d] += w * value[d];
-    }
-  }
-  for (int32_t h = 0; h < group; ++h) {
-    for (int32_t d = 0; d < row.value_dim; ++d) {
-      const int64_t at = int64_t{h} * row.value_dim + d;
-      out[at] = static_cast<T>(total[h] == 0.0f ? 0.0f : sum[at]);
-    }
-  }
-}
-
-/// Step 2: one weight from the g heads of a token. "sum" is stored as the mean.
-float reduce_heads(const float* weight, int32_t group, Reduce reduce) {
-  float all = weight[0];
-  for (int32_t h = 1; h < group; ++h) {
-    if (reduce != Reduce::max) {
-      all += weight[h];
-    } else if (weight[h] > all || std::isnan(weight[h])) {
-      all = weight[h];
-    }
-  }
-  return reduce == Reduce::max ? all : all / static_cast<float>(group);
-}
-
 /// Step 4: place in position order of the token that leaves.
 int32_t choose_leaver(const EvictStep& step, const int32_t* order, const int32_t* vote_sum, int32_t pool, Pool mode) {
-  Leaver best = kNobody;
-  for (int32_t place = step.first; place < step.candidates; ++place) {
-    const int32_t begin = step.pool_begin(place, pool / 2), end = step.pool_end(place, pool / 2);
-    int64_t score = mode == Pool::max ? std::numeric_limits<int32_t>::min() : 0;
-    for (int32_t i = begin; i < end; ++i) {
-      const int64_t sum = vote_sum[order[i]];
-      score = mode == Pool::max ? std::max(score, sum) : score + sum;
-    }
-    const Leaver leaver{score, place};
-    if (leaves_before(leaver, best)) best = leaver;
-  }
-  return best.place;
+  std::vector<int32_t> sum(step.candidates), scratch(step.candidates);
+  for (int32_t i = 0; i < step.candidates; ++i) sum[i] = vote_sum[order[i]];
+  return cpu::loops().smallest_pooled(sum.data(), step.candidates, step.first, pool, mode, scratch.data());
 }
 
-/// Steps 2 to 5 on the integers of a row; returns the slot of the new token.
+/// Steps 2 to 5 on the integers of a row, from the `vote` of each of its K + 1 tokens; returns the slot of the new one.
 int32_t vote_and_choose(const DecodeEvictSizes& sizes, const State& state, int32_t r, const EvictStep& step,
-                        const std::vector<float>& weight) {
+                        const int32_t* vote) {
   const int64_t start = state.rows.start(r);
-  const int32_t bits = vote_scale_bits(sizes.vote_window), len = step.len;
-  const int32_t ring_row = vote_ring_row(state.vote_step[r], sizes.vote_window);
-  const auto vote_of = [&](int32_t token) {
-    const float* heads = weight.data() + int64_t{token} * sizes.group_size;
-    return quantize_vote(reduce_heads(heads, sizes.group_size, sizes.reduce_group), bits);
-  };
-  int32_t* ring = state.votes + ring_row * sizes.capacity + start;
+  const int32_t ring_row = vote_ring_row(state.vote_step[r], sizes.vote_window), len = step.len;
   int32_t* sum = state.vote_sum + start;
   int32_t* order = state.order + start;
-  for (int32_t j = 0; j < len; ++j) {
-    const int32_t vote = vote_of(j);
-    // Unsigned, so that a state that is no sum of votes wraps instead of being undefined.
-    sum[j] = static_cast<int32_t>(static_cast<uint32_t>(sum[j]) +
-                                  (static_cast<uint32_t>(vote) - static_cast<uint32_t>(ring[j])));
-    ring[j] = vote;
-  }
+  cpu::loops().turn_ring(vote, len, state.votes + ring_row * sizes.capacity + start, sum);
   int32_t slot = len;
   if (step.kind == EvictStep::Kind::append) {
     order[len] = slot;
@@ -171,10 +77,10 @@ int32_t vote_and_choose(const DecodeEvictSizes& sizes, const State& state, int32
   } else {
     const int32_t place = choose_leaver(step, order, sum, sizes.pool, sizes.pool_mode);
     slot = order[place];
-    for (int32_t i = place; i < len - 1; ++i) order[i] = order[order_source(i, place)];
+    std::memmove(order + place, order + place + 1, sizeof(int32_t) * (len - 1 - place));
     order[len - 1] = slot;
   }
-  const int32_t own = vote_of(len);
+  const int32_t own = vote[len];
   for (int32_t w = 0; w < sizes.vote_window; ++w) {
     state.votes[w * sizes.capacity + start + slot] = w == ring_row ? own : 0;
   }
@@ -183,48 +89,59 @@ int32_t vote_and_choose(const DecodeEvictSizes& sizes, const State& state, int32
   return slot;
 }
 
-template <class T>
-void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const State& state, T* out, float* lse) {
-  const int32_t group = sizes.group_size;
-  const T* query = call.query.const_data_ptr<T>();
-  T* key_rows = call.key_rows.mutable_data_ptr<T>();
-  T* value_rows = call.value_rows.mutable_data_ptr<T>();
+/// Votes of all K + 1 tokens of a row from the weights that its pieces left, and at last that of the new token.
+std::vector<int32_t> row_votes(const DecodeEvictSizes& sizes, const DecodeRows& work, int32_t row,
+                               const float* weights) {
+  const int64_t stride = work.weight_stride(row);
+  std::vector<int32_t> vote(stride);
+  const int32_t pieces = work.pieces(row), bits = vote_scale_bits(sizes.vote_window);
+  for (int32_t i = 0; i <= pieces; ++i) {
+    const int32_t first = i < pieces ? work.piece(row, i).first : static_cast<int32_t>(stride) - 1;
+    const int32_t count = i < pieces ? work.piece(row, i).end - first : 1;
+    cpu::loops().votes({weights + first, stride, work.factors(row, i), sizes.group_size, count, bits,
+                        sizes.reduce_group == Reduce::max, vote.data() + first});
+  }
+  return vote;
+}
+
+/// The step of all rows. Nothing of the state is written before the attention of the row is done.
+void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const State& state, void* out, float* lse) {
+  const HeadLayout layout{sizes.rows, sizes.group_size};
+  // The attention sees the lengths before the step, whatever the steps of other rows write.
+  const std::vector<int32_t> len(state.row_len, state.row_len + sizes.num_rows);
+  const RaggedRows before{state.rows.row_start, len.data(), sizes.capacity, sizes.num_rows};
+  DecodeRows work(call.query, call.key_rows, call.value_rows, before, layout, call.scale, /*extra=*/1);
+
+  std::vector<int64_t> first_weight(sizes.num_rows + 1, 0);
+  for (int32_t r = 0; r < sizes.num_rows; ++r) {
+    first_weight[r + 1] = first_weight[r] + work.weight_stride(r) * sizes.group_size;
+  }
+  const at::Tensor workspace = at::empty({first_weight.back()}, call.query.options().dtype(at::kFloat));
+  float* weights = workspace.mutable_data_ptr<float>();
+  char* key_rows = static_cast<char*>(call.key_rows.mutable_data_ptr());
+  char* value_rows = static_cast<char*>(call.value_rows.mutable_data_ptr());
+  const char* keys = static_cast<const char*>(call.key.const_data_ptr());
+  const char* values = static_cast<const char*>(call.value.const_data_ptr());
   const int32_t* position = call.position.const_data_ptr<int32_t>();
-  at::parallel_for(0, sizes.num_rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> weight, row_query(static_cast<size_t>(group) * sizes.key_dim);
-    for (int32_t r = static_cast<int32_t>(begin); r < end; ++r) {
-      const int64_t b = r / sizes.rows, in_sequence = r % sizes.rows, first_head = int64_t{r} * group;
-      T* row_out = out + first_head * sizes.value_dim;
-      float* row_lse = lse + first_head;
-      const EvictStep step = evict_step(state.row_len[r], state.rows.room(r), sizes.window, sizes.sink);
-      if (step.kind == EvictStep::Kind::nothing) {
-        std::fill_n(row_out, int64_t{group} * sizes.value_dim, T(0.0f));
-        std::fill_n(row_lse, group, -kInf);
-        continue;
-      }
-      const int64_t start = state.rows.start(r), kv_head = in_sequence / (sizes.rows / sizes.num_kv_heads);
-      const Row<T> row{step.len,
-                       group,
-                       sizes.key_dim,
-                       sizes.value_dim,
-                       key_rows + start * sizes.key_dim,
-                       value_rows + start * sizes.value_dim,
-                       call.key.const_data_ptr<T>() + b * call.key.stride(0) + kv_head * call.key.stride(1),
-                       call.value.const_data_ptr<T>() + b * call.value.stride(0) + kv_head * call.value.stride(1)};
-      for (int32_t h = 0; h < group; ++h) {
-        const T* from = query + b * call.query.stride(0) + (in_sequence * group + h) * call.query.stride(1);
-        for (int32_t d = 0; d < sizes.key_dim; ++d) {
-          row_query[int64_t{h} * sizes.key_dim + d] = static_cast<float>(from[d]);
-        }
-      }
-      weight.resize((static_cast<size_t>(step.len) + 1) * group);
-      attend(row, row_query, static_cast<float>(call.scale), weight, row_out, row_lse);
-      const int64_t slot = start + vote_and_choose(sizes, state, r, step, weight);
-      std::memcpy(key_rows + slot * sizes.key_dim, row.key, sizes.key_dim * sizeof(T));
-      std::memcpy(value_rows + slot * sizes.value_dim, row.value, sizes.value_dim * sizeof(T));
-      state.slot_position[slot] = position[b];
-    }
-  });
+  const int64_t element = call.key_rows.element_size();
+  const int64_t key_bytes = sizes.key_dim * element, value_bytes = sizes.value_dim * element;
+
+  const auto finish = [&](int32_t r) {
+    const EvictStep step = evict_step(len[r], before.room(r), sizes.window, sizes.sink);
+    if (step.kind == EvictStep::Kind::nothing) return work.merge(r, work.pieces(r), out, lse);
+    const int64_t b = r / sizes.rows, kv_head = r % sizes.rows / (sizes.rows / sizes.num_kv_heads);
+    const char* key = keys + (b * call.key.stride(0) + kv_head * call.key.stride(1)) * element;
+    const char* value = values + (b * call.value.stride(0) + kv_head * call.value.stride(1)) * element;
+    float* of_row = weights + first_weight[r];
+    work.attend_extra(r, 0, key, value, 1, of_row + step.len);
+    work.merge(r, work.pieces(r) + 1, out, lse);
+    const std::vector<int32_t> vote = row_votes(sizes, work, r, of_row);
+    const int64_t slot = before.start(r) + vote_and_choose(sizes, state, r, step, vote.data());
+    std::memcpy(key_rows + slot * key_bytes, key, key_bytes);
+    std::memcpy(value_rows + slot * value_bytes, value, value_bytes);
+    state.slot_position[slot] = position[b];
+  };
+  work.attend([&](int32_t r) { return weights + first_weight[r]; }, finish);
 }
 
 std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
@@ -248,14 +165,7 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
   check_data(sizes, state);
   at::Tensor out = at::empty({query.size(0), query.size(1), 1, sizes.value_dim}, query.options());
   at::Tensor lse = at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat));
-  AT_DISPATCH_SWITCH(
-      query.scalar_type(), kOp, AT_DISPATCH_CASE(at::kFloat, [&] {
-        step_rows<scalar_t>(call, sizes, state, out.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<float>());
-      }) AT_DISPATCH_CASE(at::kHalf, [&] {
-        step_rows<scalar_t>(call, sizes, state, out.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<float>());
-      }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
-        step_rows<scalar_t>(call, sizes, state, out.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<float>());
-      }));
+  step_rows(call, sizes, state, out.mutable_data_ptr(), lse.mutable_data_ptr<float>());
   return {out, lse};
 }
 

@@ -140,6 +140,21 @@ def test_core_knows_only_the_standard_library():
             assert name.startswith("core/") or "/" not in name, f"{path.name} includes {name}"
 
 
+def test_cpu_loops_know_the_standard_library_and_core():
+    for path in sources("csrc/cpu", ".h", ".cpp"):
+        for name in includes(path):
+            assert name.startswith(("core/", "cpu/")) or "/" not in name, f"{path.name} includes {name}"
+
+
+def test_copies_of_the_cpu_loops_share_no_function():
+    """What one instruction set compiles must not be linked into another's loops: no inline function of core, no std."""
+    for path in sources("csrc/cpu", ".h", ".cpp"):
+        if path.stem in ("vectors", "attend", "matrix", "rows", "table", "baseline", "avx2", "avx512"):
+            allowed = ("cpu/", "cstdint", "cstring", "immintrin.h")
+            assert all(name.startswith(allowed) for name in includes(path)), path.name
+            assert "std::" not in path.read_text().replace("std::memcpy", "").replace("std::memset", ""), path.name
+
+
 def test_kernels_know_no_torch():
     for path in sources("csrc/kernels", ".h", ".cu", ".cuh"):
         for name in includes(path):
