@@ -2,16 +2,19 @@
 // seed_votes_: checks, the C++ entry and the CPU body.
 #include "ops/seed_votes.h"
 
-#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "core/ragged.h"
 #include "core/votes.h"
+#include "cpu/loops.h"
 #include "ops/arena.h"
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -104,17 +107,19 @@ SeedVotesPlan check_seed_votes(const at::Tensor& query, const at::Tensor& lse, c
 
 namespace {
 
-/// Weights of the voting queries on a row's live keys, reduced over its heads: [Wd, len].
-at::Tensor row_weights(const at::Tensor& query, const at::Tensor& lse, const at::Tensor& keys, double scale,
-                       Reduce reduce) {
-  const int64_t group = query.size(0), vote_window = query.size(1);
-  const at::Tensor packed = query.to(at::kFloat).reshape({group * vote_window, -1});
-  const at::Tensor weight = at::mm(packed, keys.to(at::kFloat).t())
-                                .mul_(scale)
-                                .view({group, vote_window, keys.size(0)})
-                                .sub_(lse.unsqueeze(2))
-                                .exp_();
-  return (reduce == Reduce::max ? weight.amax(0) : weight.mean(0)).contiguous();
+/// Slots that one task fills.
+constexpr int32_t kChunk = 256;
+
+struct Chunk {
+  int32_t row, first, count;  // slots of the row's room
+};
+
+/// Votes of one query on the slots of a chunk: 0 for tokens that are newer than the query. `sum` grows by them.
+void hide_and_add(const int32_t* position, int32_t at, int32_t count, int32_t* vote, int32_t* sum) {
+  for (int32_t j = 0; j < count; ++j) {
+    vote[j] = position[j] <= at ? vote[j] : 0;
+    sum[j] += vote[j];
+  }
 }
 
 void seed_votes_cpu(const at::Tensor& query, const at::Tensor& lse, const at::Tensor& query_position,
@@ -125,37 +130,64 @@ void seed_votes_cpu(const at::Tensor& query, const at::Tensor& lse, const at::Te
                                               votes, vote_sum, vote_step, order, scale, reduce_group);
   const int64_t capacity = key_rows.size(0), missing = plan.window - plan.vote_window;
   const RaggedRows rows = checked_rows(kOp, row_start, row_len, capacity);
-  const int32_t bits = vote_scale_bits(plan.vote_window);
+  // The voters alone, so that those of a row lie together: [B, Hq, Wd, D] and [B, Hq, Wd].
+  const at::Tensor voters = query.narrow(2, missing, plan.vote_window).to(at::kFloat).contiguous();
+  const at::Tensor offsets = lse.narrow(2, missing, plan.vote_window).contiguous();
+  const int32_t bits = vote_scale_bits(plan.vote_window), queries = plan.group_size * plan.vote_window;
   const int32_t* position = slot_position.const_data_ptr<int32_t>();
   const int32_t* query_at = query_position.const_data_ptr<int32_t>();
   int32_t* vote = votes.mutable_data_ptr<int32_t>();
   int32_t* sum = vote_sum.mutable_data_ptr<int32_t>();
   int32_t* rank = order.mutable_data_ptr<int32_t>();
   std::fill_n(vote_step.mutable_data_ptr<int32_t>(), vote_step.numel(), 0);
-  at::parallel_for(0, plan.num_rows, 1, [&](int64_t begin, int64_t end) {
-    const at::NoGradGuard no_grad;
-    for (int64_t r = begin; r < end; ++r) {
-      const int32_t row = static_cast<int32_t>(r), room = rows.room(row), len = rows.len(row);
-      const int64_t start = rows.start(row), b = r / plan.rows_per_sequence, h = r % plan.rows_per_sequence;
-      for (int32_t i = 0; i < room; ++i) rank[start + i] = i < len ? i : 0;
-      std::fill_n(sum + start, room, 0);
-      for (int32_t i = 0; i < plan.vote_window; ++i) std::fill_n(vote + i * capacity + start, room, 0);
-      if (len == 0) continue;
-      const auto voters = [&](const at::Tensor& t) {
-        return t.select(0, b).narrow(0, h * plan.group_size, plan.group_size).narrow(1, missing, plan.vote_window);
-      };
-      const at::Tensor weight =
-          row_weights(voters(query), voters(lse), key_rows.narrow(0, start, len), scale, plan.reduce_group);
-      const float* of_query = weight.const_data_ptr<float>();
-      for (int32_t i = 0; i < plan.vote_window; ++i, of_query += len) {
-        const int32_t at = query_at[b * plan.window + missing + i];
-        for (int32_t j = 0; j < len; ++j) {
-          const bool sees = at >= 0 && position[start + j] <= at;
-          const int32_t value = sees ? quantize_vote(of_query[j], bits) : 0;
-          vote[i * capacity + start + j] = value;
-          sum[start + j] += value;
-        }
+
+  std::vector<Chunk> chunks;
+  int64_t live = 0;
+  for (int32_t r = 0; r < plan.num_rows; ++r) {
+    live += rows.len(r);
+    const int32_t room = rows.room(r);
+    for (int32_t i = 0; i < room; i += kChunk) chunks.push_back({r, i, std::min(kChunk, room - i)});
+  }
+  const int64_t tasks = static_cast<int64_t>(chunks.size());
+  const int64_t threads = shared_by(tasks, threads_for(live * plan.head_dim * ceil_div(queries, 4)));
+  const int64_t weights = int64_t{queries} * kChunk, scratch_floats = weights + cpu::kKeyTile * plan.head_dim;
+  const at::Tensor scratch = at::empty({threads * scratch_floats}, voters.options());
+  float* of_threads = scratch.mutable_data_ptr<float>();
+  const cpu::Loops& loops = cpu::loops();
+  const cpu::OfDType& of_dtype = loops[kernel_dtype(query)];
+  const char* keys = static_cast<const char*>(key_rows.const_data_ptr());
+  const float* all_queries = voters.const_data_ptr<float>();
+  const float* all_offsets = offsets.const_data_ptr<float>();
+  const std::vector<float> ones(plan.group_size, 1.0f);
+
+  share(tasks, threads, [&](int64_t task, int64_t thread) {
+    const Chunk& chunk = chunks[task];
+    const int64_t slot = rows.start(chunk.row) + chunk.first;
+    const int32_t len = rows.len(chunk.row), count = std::clamp(len - chunk.first, 0, chunk.count);
+    for (int32_t j = 0; j < chunk.count; ++j) rank[slot + j] = j < count ? chunk.first + j : 0;
+    std::fill_n(sum + slot, chunk.count, 0);
+    float* weight = of_threads + thread * scratch_floats;
+    if (count > 0) {
+      of_dtype.logits({all_queries + int64_t{chunk.row} * queries * plan.head_dim,
+                       keys + slot * key_rows.stride(0) * key_rows.element_size(), key_rows.stride(0), queries, count,
+                       plan.head_dim, static_cast<float>(scale), weight, kChunk, weight + weights});
+    }
+    const int32_t* at = query_at + int64_t{chunk.row / plan.rows_per_sequence} * plan.window + missing;
+    for (int32_t i = 0; i < plan.vote_window; ++i) {
+      int32_t* of_query = vote + i * capacity + slot;
+      std::fill_n(of_query + count, chunk.count - count, 0);
+      if (at[i] < 0 || count == 0) {
+        std::fill_n(of_query, count, 0);
+        continue;
       }
+      for (int32_t h = 0; h < plan.group_size; ++h) {
+        float* of_head = weight + (int64_t{h} * plan.vote_window + i) * kChunk;
+        const float offset = all_offsets[int64_t{chunk.row} * queries + h * plan.vote_window + i];
+        loops.exp_minus(of_head, offset, count, of_head);
+      }
+      loops.votes({weight + int64_t{i} * kChunk, int64_t{plan.vote_window} * kChunk, ones.data(), plan.group_size,
+                   count, bits, plan.reduce_group == Reduce::max, of_query});
+      hide_and_add(position + slot, at[i], count, of_query, sum + slot);
     }
   });
 }
