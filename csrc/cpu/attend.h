@@ -13,10 +13,10 @@ constexpr int32_t kValueTokens = 32;
 /// Bytes of keys that are fetched ahead of those at work: the hardware alone stops at each page.
 constexpr int32_t kFetchAhead = 4096;
 
-/// Logits of G queries and S tokens. `ahead` is what will be read soon.
+/// Logits of G queries and S tokens. `ahead` is what will be read soon, one token behind the other.
 template <class V, class T, int G, int S>
-[[gnu::always_inline]] inline void dots(const T* keys, const float* query, int32_t dim, float scale, float* out,
-                                        int64_t out_stride, const T* ahead) {
+[[gnu::always_inline]] inline void dots(const T* keys, int64_t key_stride, const float* query, int32_t dim, float scale,
+                                        float* out, int64_t out_stride, const T* ahead) {
   typedef typename V::Float Float;
   constexpr int kDots = (G * S + 3) / 4 * 4;
   Float sum[kDots] = {};
@@ -24,7 +24,7 @@ template <class V, class T, int G, int S>
     Float key[S];
     __builtin_prefetch(ahead + S * d, 0, 2);
 #pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) key[s] = load<V>(keys + int64_t{s} * dim + d);
+    for (int s = 0; s < S; ++s) key[s] = load<V>(keys + s * key_stride + d);
 #pragma GCC unroll 8
     for (int h = 0; h < G; ++h) {
       Float q = load<V>(query + int64_t{h} * dim + d);
@@ -116,10 +116,12 @@ void attend_heads(const Attention& a, int32_t head) {
   for (; j + S <= a.count; j += S) {
     const int32_t next = j + far;
     const T* ahead = next < a.count ? keys + int64_t{next} * a.key_dim : values + int64_t{next - a.count} * a.value_dim;
-    dots<V, T, G, S>(keys + int64_t{j} * a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride, ahead);
+    dots<V, T, G, S>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
+                     ahead);
   }
   for (; j < a.count; ++j) {
-    dots<V, T, G, 1>(keys + int64_t{j} * a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride, values);
+    dots<V, T, G, 1>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
+                     values);
   }
   for (int h = 0; h < G; ++h) {
     softmax_row<V>(weight + h * a.weight_stride, a.count, a.largest + head + h, a.total + head + h);

@@ -32,7 +32,7 @@ struct Logits {
   int64_t key_stride;
   int32_t num_queries, count, dim;  // dim is a multiple of 8
   float scale;
-  float* out;          // [Q, out_stride]; columns up to the next multiple of kKeyTile are written
+  float* out;          // [Q, out_stride]; columns up to the next multiple of kKeyTile may be written
   int64_t out_stride;  // a multiple of kKeyTile
   float* scratch;      // kKeyTile * dim
 };

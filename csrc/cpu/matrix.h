@@ -3,17 +3,23 @@
 // and each query channel is a scalar. A query then owns a contiguous row of logits.
 #pragma once
 
+#include "cpu/attend.h"
 #include "cpu/loops.h"
 #include "cpu/vectors.h"
 
 namespace uncomp::cpu {
 namespace {
 
-/// to[d, j] = keys[j, d] for the kKeyTile keys of a tile; keys behind `count` are 0.
+/// to[d, j] = keys[j, d] for the kKeyTile keys of a tile; keys behind `count` are 0. The next tile is fetched
+/// meanwhile: in the layout of a prompt each of its keys may lie on a page of its own.
 template <class T>
 void transpose_tile(const T* keys, int64_t key_stride, int32_t count, int32_t dim, float* to) {
   for (int32_t j = 0; j < kKeyTile; j += 4) {
     for (int32_t d = 0; d < dim; d += 4) {
+      if (d * sizeof(T) % 64 == 0) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) __builtin_prefetch(keys + (j + i + kKeyTile) * key_stride + d, 0, 2);
+      }
       Float4 block[4] = {};
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
@@ -62,8 +68,36 @@ void multiply_tile(const float* query, const float* keys, int32_t dim, float sca
   }
 }
 
+/// So few that transposing the keys would take longer than the products: horizontal sums, as in attention.
+constexpr int32_t kFewQueries = 16;
+
+/// S tokens from `keys` on against all queries; the tokens 8 behind them are fetched.
+template <class V, class T, int S>
+[[gnu::always_inline]] inline void few_logits(const Logits& a, const T* keys, float* out) {
+  for (int32_t d = 0; d < a.dim; d += 64 / sizeof(T)) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) __builtin_prefetch(keys + (s + 8) * a.key_stride + d);
+  }
+  int32_t q = 0;
+  for (; q + 4 <= a.num_queries; q += 4) {
+    dots<V, T, 4, S>(keys, a.key_stride, a.query + int64_t{q} * a.dim, a.dim, a.scale, out + q * a.out_stride,
+                     a.out_stride, keys);
+  }
+  for (; q < a.num_queries; ++q) {
+    dots<V, T, 1, S>(keys, a.key_stride, a.query + int64_t{q} * a.dim, a.dim, a.scale, out + q * a.out_stride,
+                     a.out_stride, keys);
+  }
+}
+
 template <class V, class T>
 void logits(const Logits& a) {
+  if (a.num_queries <= kFewQueries && a.dim % V::count == 0) {
+    const T* keys = static_cast<const T*>(a.keys);
+    int32_t j = 0;
+    for (; j + 2 <= a.count; j += 2) few_logits<V, T, 2>(a, keys + j * a.key_stride, a.out + j);
+    for (; j < a.count; ++j) few_logits<V, T, 1>(a, keys + j * a.key_stride, a.out + j);
+    return;
+  }
   for (int32_t j = 0; j < a.count; j += kKeyTile) {
     const T* keys = static_cast<const T*>(a.keys) + j * a.key_stride;
     transpose_tile(keys, a.key_stride, a.count - j, a.dim, a.scratch);

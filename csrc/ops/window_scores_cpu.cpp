@@ -68,7 +68,15 @@ class Scorer {
         scale_(static_cast<float>(scale)),
         query_(query.to(at::kFloat).contiguous()),
         scores_(scores),
-        lse_(lse) {}
+        lse_(lse) {
+    int64_t wanted = 0;
+    for (int32_t r = 0; r < plan.num_rows; ++r) wanted += row_weights(r);
+    workspace_ = at::empty({std::min(wanted, kKeptWeights)}, query_.options());
+    kept_weights_ = workspace_.mutable_data_ptr<float>();
+  }
+
+  /// Weights of a row, whole chunks.
+  int64_t row_weights(int32_t row) const { return ceil_div<int64_t>(rows_.count(row), kChunk) * kChunk * num_queries_; }
 
   /// Scores and lse of rows begin .. end - 1.
   void score(int32_t begin, int32_t end) {
@@ -85,13 +93,11 @@ class Scorer {
     const int64_t threads = shared_by(chunks, threads_for(keys * plan_.head_dim * ceil_div(num_queries_, 4)));
     const auto f32 = query_.options();
     kept_ = std::min(chunks, kKeptWeights / (int64_t{num_queries_} * kChunk));
-    const at::Tensor kept = at::empty({kept_ * num_queries_ * kChunk}, f32);
     const at::Tensor parts = at::empty({chunks * num_queries_ * 2}, f32);
     const at::Tensor seen = at::empty({(end - begin) * num_queries_ * 2}, f32);
     const int64_t again = kept_ < chunks ? int64_t{num_queries_} * kChunk : 0;
     scratch_floats_ = again + int64_t{cpu::kKeyTile} * plan_.head_dim + num_queries_ + 2 * kChunk;
     const at::Tensor scratch = at::empty({threads * scratch_floats_}, f32);
-    kept_weights_ = kept.mutable_data_ptr<float>();
     parts_ = parts.mutable_data_ptr<float>();
     seen_ = reinterpret_cast<Seen*>(seen.mutable_data_ptr<float>());
     scratch_ = scratch.mutable_data_ptr<float>();
@@ -189,8 +195,8 @@ class Scorer {
   void add_queries(const Chunk& chunk, const float* weight, const float* factor, int32_t first, int32_t queries,
                    int32_t count, float* out) const {
     const float* from = weight + int64_t{first} * kChunk;
-    if (visible(chunk, 0) == chunk.count ||
-        newest_visible(rows_.count(chunk.row), plan_.window, 0) + 1 >= chunk.first + count) {
+    const int32_t oldest = newest_visible(rows_.count(chunk.row), plan_.window, 0);
+    if (oldest + 1 >= chunk.first + count) {  // all queries see all keys
       return loops_.weighted_sum(from, kChunk, factor + first, queries, count, out);
     }
     // A factor may be NaN, so a weight of 0 is not enough to hide a key.
@@ -210,6 +216,7 @@ class Scorer {
   int32_t num_queries_;  // of a row
   float scale_;
   at::Tensor query_;  // [B, Hq, W, D] float32: the queries of a row lie together
+  at::Tensor workspace_;
   float *scores_, *lse_;
 
   std::vector<Chunk> chunks_;
@@ -252,12 +259,9 @@ std::tuple<at::Tensor, at::Tensor> window_scores_cpu(const at::Tensor& query, co
   at::Tensor lse = at::empty({plan.batch, plan.num_q_heads, plan.window}, f32);
   Scorer scorer(plan, rows, query, key, value, scale, scores.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   // As many rows at a time as the kept weights serve, so that few weights are computed twice.
-  const int64_t queries = int64_t{plan.group_size} * plan.window;
   for (int32_t begin = 0, end = 0; begin < plan.num_rows; begin = end) {
-    int64_t wanted = 0;
-    do {
-      wanted += ceil_div(rows.count(end++), kChunk) * kChunk * queries;
-    } while (end < plan.num_rows && wanted + ceil_div(rows.count(end), kChunk) * kChunk * queries <= kKeptWeights);
+    int64_t wanted = scorer.row_weights(end++);
+    while (end < plan.num_rows && (wanted += scorer.row_weights(end)) <= kKeptWeights) ++end;
     scorer.score(begin, end);
   }
   return {scores, lse};

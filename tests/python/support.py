@@ -24,6 +24,20 @@ def opcheck(name: str, *args) -> None:
     versions_follow_writes(op, args)
 
 
+def assert_same_bits_for_threads(call: Callable[[], tuple]) -> None:
+    """Results of a CPU call for one thread, for several, and once more."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = call()
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for a, b in zip(call(), want, strict=True):
+                assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), threads  # NaN is not equal to itself
+    finally:
+        torch.set_num_threads(before)
+
+
 def versions_follow_writes(op, args: tuple) -> None:
     """A call counts one version on what the schema says it writes, none elsewhere; inference tensors have none."""
     names = [argument.name for argument in op._schema.arguments]

@@ -11,6 +11,7 @@ import torch
 from uncomp import _extension
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import cpu
 import harness
 import run
 
@@ -146,3 +147,37 @@ def test_cases_are_listed_without_a_gpu(op):
         assert callable(case.ours)
         assert all(callable(rival) for rival in case.rivals.values())
     assert len({(case.op, case.shape, case.dtype) for case in cases}) == len(cases)
+
+
+# ---- CPU
+def test_cpu_cases_are_listed_and_differ():
+    entries = cpu.entries()
+    assert {entry.op for entry in entries} == {"decode_attention", "decode_evict_", "window_scores", "seed_votes_"}
+    assert len({(entry.op, entry.shape, entry.dtype) for entry in entries}) == len(entries)
+
+
+def test_cpu_calls_take_turns():
+    seen = []
+    times = cpu.interleave({"ours": lambda: seen.append(0), "a": lambda: seen.append(1)}, 0.0)
+    assert seen == [0, 1, 0, 1, 1, 0, 0, 1]
+    assert [len(t) for t in times.values()] == [cpu.ROUNDS[0]] * 2
+
+
+@pytest.mark.parametrize("op", ["decode_attention", "decode_evict_", "window_scores", "seed_votes_"])
+def test_cpu_small_cases_run(op, monkeypatch, tmp_path, capsys):
+    small = {
+        "decode_attention": cpu.decode_attention("B 1, 8x9", [9] * 8, 1, torch.bfloat16),
+        "decode_evict_": cpu.decode_evict("B 2, 8x20", [20] * 16, 2, torch.float32),
+        "window_scores": cpu.window_scores(40, 8, torch.bfloat16),
+        "seed_votes_": cpu.seed_votes("8x9", [9] * 8, 8, torch.float32),
+    }
+    monkeypatch.setattr(cpu, "entries", lambda: list(small.values()))
+    before = torch.get_num_threads()
+    try:
+        assert cpu.main(["--ops", op, "--threads", "1", "--seconds", "0", "--json", str(tmp_path / "rows.json")]) == 0
+    finally:
+        torch.set_num_threads(before)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert set(row) >= {"op", "shape", "dtype", "device", "threads", "commit", "median_us", "spread_us", "rivals"}
+    assert all(rival["median_us"] > 0 for rival in row["rivals"])
+    assert row["rivals"][0]["name"] in capsys.readouterr().out

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.decode_attention import decode_attention as reference
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 import uncomp
 from uncomp import ops
@@ -219,6 +219,12 @@ def test_scale_of_zero_is_the_mean(device):
     begin = int(start[1])
     assert torch.allclose(out[0, 2, 0], values[begin : begin + 100].mean(0), atol=1e-5)
     assert torch.allclose(lse[0, 2].cpu(), torch.tensor(100.0).log())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_no_bit(dtype):
+    args = example(lengths=(5000, 3, 0, 700), group=3, key_dim=80, dtype=dtype)
+    assert_same_bits_for_threads(lambda: ops.decode_attention(*args))
 
 
 def test_inference_mode(device):

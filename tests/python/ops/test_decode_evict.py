@@ -19,7 +19,7 @@ from evict_state import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import opcheck
+from support import assert_same_bits_for_threads, opcheck
 
 from uncomp import ops
 
@@ -287,6 +287,17 @@ def test_random_calls(data):
 @given(st.data())
 def test_random_calls_on_the_device(data):
     check_random_call(data.draw, "cuda")
+
+
+def test_the_number_of_threads_changes_no_bit():
+    before = make_state([2000, 300, 0, 700], [2000, 301, 10, 700], vote_window=4)
+    token = make_token(2, 6, 2, 64, position=9999)
+
+    def step():
+        after = before.clone("cpu")
+        return *run(after, token, **defaults()), *after.arguments()
+
+    assert_same_bits_for_threads(step)
 
 
 # ---- errors

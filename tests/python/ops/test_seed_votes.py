@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.seed_votes import vote_bits, vote_weights
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 from uncomp import ops
 from uncomp.testing import RaggedArena, make_arena
@@ -263,6 +263,16 @@ def test_same_input_same_bits(dtype):
         call.run()
         assert torch.equal(call.votes, calls[0].votes)
         assert torch.equal(call.vote_sum, calls[0].vote_sum)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    call = example(lengths=[900, 0, 1300], rooms=[950, 5, 1300], group=4, dim=128)
+
+    def run():
+        call.run()
+        return tuple(x.clone() for x in call.args()[7:11])
+
+    assert_same_bits_for_threads(run)
 
 
 # ---- errors

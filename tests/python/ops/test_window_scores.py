@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.window_scores import window_scores as reference
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 from uncomp import ops
 from uncomp.testing import LSE_TOLERANCE, MASS_TOLERANCE, SCORE_TOLERANCE, make_arena
@@ -265,6 +265,18 @@ def test_same_input_same_bits(dtype):
         again = ops.window_scores(query, key, 0.09)
         assert torch.equal(scores, again[0])
         assert torch.equal(lse, again[1])
+
+
+@pytest.mark.parametrize("reduce_group", ["mean", "max"])
+def test_a_cpu_row_longer_than_the_workspace(reduce_group):
+    """16 heads, 64 queries: the weights of about 4000 keys are kept between the passes, the others are made again."""
+    query, key = example(batch=1, kv_heads=2, group=16, window=64, tokens=4700, dim=8)
+    check(query, key, 0.3, reduce_group=reduce_group)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    query, key = example(batch=2, kv_heads=3, window=16, tokens=1500, dtype=torch.bfloat16)
+    assert_same_bits_for_threads(lambda: ops.window_scores(query, key, 0.125))
 
 
 # ---- errors
