@@ -133,7 +133,7 @@ void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const
     const char* key = keys + (b * call.key.stride(0) + kv_head * call.key.stride(1)) * element;
     const char* value = values + (b * call.value.stride(0) + kv_head * call.value.stride(1)) * element;
     float* of_row = weights + first_weight[r];
-    work.attend_extra(r, 0, key, value, 1, of_row + step.len);
+    work.attend_extra(r, 0, key, value, of_row + step.len, work.weight_stride(r));
     work.merge(r, work.pieces(r) + 1, out, lse);
     const std::vector<int32_t> vote = row_votes(sizes, work, r, of_row);
     const int64_t slot = before.start(r) + vote_and_choose(sizes, state, r, step, vote.data());

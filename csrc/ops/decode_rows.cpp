@@ -83,9 +83,9 @@ void DecodeRows::attend(c10::function_ref<float*(int32_t row)> weights_of,
   });
 }
 
-void DecodeRows::attend_extra(int32_t row, int32_t which, const void* keys, const void* values, int32_t count,
-                              float* weights) {
-  run(row, pieces(row) + which, keys, values, count, weights, weight_stride(row));
+void DecodeRows::attend_extra(int32_t row, int32_t which, const void* key, const void* value, float* weights,
+                              int64_t stride) {
+  run(row, pieces(row) + which, key, value, 1, weights, stride);
 }
 
 void DecodeRows::merge(int32_t row, int32_t count, void* out, float* lse) {

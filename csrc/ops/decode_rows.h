@@ -25,8 +25,8 @@ class DecodeRows {
   /// finish(row) runs on any thread once the row's last piece is done; it must not call torch operators.
   void attend(c10::function_ref<float*(int32_t row)> weights_of, c10::function_ref<void(int32_t row)> finish);
 
-  /// Partial result pieces(row) + which, from `count` tokens elsewhere; `weights` is where the first one's go.
-  void attend_extra(int32_t row, int32_t which, const void* keys, const void* values, int32_t count, float* weights);
+  /// Partial result pieces(row) + which, from one token elsewhere; its weight for head h goes to weights[h * stride].
+  void attend_extra(int32_t row, int32_t which, const void* key, const void* value, float* weights, int64_t stride);
 
   /// Merges the first `count` partial results of a row into its heads of out [B, Hq, 1, Dv] and lse [B, Hq]. After
   /// that weight[h, j] * factors[h] is the softmax weight of a token, 0 where no logit was above -inf.

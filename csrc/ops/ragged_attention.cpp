@@ -3,17 +3,20 @@
 #include "ops/ragged_attention.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "core/query_tiles.h"
 #include "ops/arena.h"
 #include "ops/attend.h"
 #include "ops/call.h"
+#include "ops/decode_rows.h"
 
 namespace uncomp {
 namespace {
@@ -107,6 +110,36 @@ ValidTokens checked_tokens(const Optional& first, const Optional& length, int64_
   return valid;
 }
 
+/// One new token a sequence: what decode_attention does, and then the token itself where its key is given.
+std::tuple<at::Tensor, at::Tensor> attend_one(const at::Tensor& query, const Optional& key, const Optional& value,
+                                              const ValidTokens& valid, const at::Tensor& key_rows,
+                                              const at::Tensor& value_rows, const RaggedRows& rows,
+                                              const HeadLayout& layout, double scale) {
+  at::Tensor out = at::empty({query.size(0), query.size(1), 1, value_rows.size(1)}, query.options());
+  at::Tensor lse = at::empty({query.size(0), query.size(1), 1}, query.options().dtype(at::kFloat));
+  // A token that is none sees nothing.
+  const auto exists = [&](int32_t row) { return valid.count(row / layout.rows_per_sequence) > 0; };
+  std::vector<int32_t> len(rows.num_rows);
+  for (int32_t r = 0; r < rows.num_rows; ++r) len[r] = exists(r) ? rows.row_len[r] : 0;
+  const RaggedRows seen{rows.row_start, len.data(), rows.capacity, rows.num_rows};
+  DecodeRows work(query, key_rows, value_rows, seen, layout, scale, /*extra=*/key.has_value() ? 1 : 0);
+  const auto of_row = [&](const at::Tensor& t, int32_t row) {
+    const int64_t head = row % layout.rows_per_sequence / (layout.rows_per_sequence / t.size(1));
+    const int64_t element = row / layout.rows_per_sequence * t.stride(0) + head * t.stride(1);
+    return static_cast<const char*>(t.const_data_ptr()) + element * t.element_size();
+  };
+  void* out_data = out.mutable_data_ptr();
+  float* lse_data = lse.mutable_data_ptr<float>();
+  work.attend([](int32_t) -> float* { return nullptr; },
+              [&](int32_t row) {
+                const bool itself = key.has_value() && exists(row);
+                float weights[kMaxGroupSize];
+                if (itself) work.attend_extra(row, 0, of_row(*key, row), of_row(*value, row), weights, 1);
+                work.merge(row, work.pieces(row) + (itself ? 1 : 0), out_data, lse_data);
+              });
+  return {out, lse};
+}
+
 std::tuple<at::Tensor, at::Tensor> ragged_attention_cpu(const at::Tensor& query, const Optional& key,
                                                         const Optional& value, const Optional& other_out,
                                                         const Optional& other_lse, const Optional& first,
@@ -118,7 +151,11 @@ std::tuple<at::Tensor, at::Tensor> ragged_attention_cpu(const at::Tensor& query,
   const int64_t batch = query.size(0), heads = query.size(1), tokens = query.size(2);
   const RaggedRows rows = checked_rows(kOp, row_start, row_len, key_rows.size(0));
   const ValidTokens valid = checked_tokens(first, length, batch, tokens);
-  const auto [per_sequence, group] = check_head_layout(kOp, batch, heads, rows.num_rows);
+  const HeadLayout layout = check_head_layout(kOp, batch, heads, rows.num_rows);
+  if (tokens == 1 && !other_out.has_value()) {
+    return attend_one(query, key, value, valid, key_rows, value_rows, rows, layout, scale);
+  }
+  const auto [per_sequence, group] = layout;
   at::Tensor out = at::zeros({batch, heads, tokens, value_rows.size(1)}, query.options());
   at::Tensor lse =
       at::full({batch, heads, tokens}, -std::numeric_limits<double>::infinity(), query.options().dtype(at::kFloat));

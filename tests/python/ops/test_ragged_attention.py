@@ -267,6 +267,19 @@ def test_random_calls(data):
         assert torch.equal(lse_again.reshape(by_row)[kept], lse.reshape(by_row)[kept])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("valid", [None, [1, 0]])
+def test_one_new_token(device, dtype, kv_heads, valid):
+    args, options = example(
+        device, lengths=(0, 5, 64, 700, 3, 0, 9, 300), group=3, tokens=1, dtype=dtype, kv_heads=kv_heads, value_dim=40
+    )
+    if valid is not None:
+        options["length"] = torch.tensor(valid, dtype=torch.int32, device=device)
+        options["key"][1] = float("nan")
+    check(args, options)
+
+
 # ---- edges
 def test_nothing_to_see_gives_zero_and_minus_infinity(device):
     for dtype in DTYPES:
