@@ -8,55 +8,75 @@
 
 namespace uncomp {
 
-/// Bits of the three digits of a key, highest digit first.
-inline constexpr int32_t kSelectBits1 = 11, kSelectBits2 = 11, kSelectBits3 = 10;
-inline constexpr int32_t kSelectBins1 = 1 << kSelectBits1, kSelectBins2 = 1 << kSelectBits2,
-                         kSelectBins3 = 1 << kSelectBits3;
-/// Words of shared memory before a block's keys: the three histograms, then room for sums over warps.
-inline constexpr int32_t kSelectHistogramWords = kSelectBins1 + kSelectBins2 + kSelectBins3;
-inline constexpr int32_t kSelectScratchWords = 256;
-/// Columns that a block loads at once when its slice does not fit into shared memory.
-inline constexpr int32_t kSelectStage = 16384;
+/// A warp reads its columns in chunks: four neighbouring columns a lane.
+inline constexpr int32_t kSelectChunk = 128;
+/// Bits of a digit, for short rows and for the others.
+inline constexpr int32_t kSelectShortBits = 10, kSelectBits = 12;
+/// Bins of a histogram whose sum is kept beside it: one for each lane.
+inline constexpr int32_t kSelectGroup = 32;
+/// Words of shared memory for counters and sums over warps.
+inline constexpr int32_t kSelectScratchWords = 320;
 inline constexpr int32_t kSelectMaxThreads = 1024;
 /// Blocks of a row at most: the cluster size that every sm_90 device grants.
 inline constexpr int32_t kSelectMaxBlocks = 8;
+/// Columns of a short row.
+inline constexpr int64_t kSelectShort = 2048;
+
+/// Undecided tokens that are listed and ranked; more are told apart by further digits.
+constexpr int32_t select_list(int32_t bits) { return bits == kSelectShortBits ? 512 : 2048; }
+/// Words of a histogram and the sums of its groups.
+constexpr int32_t select_histogram_words(int32_t bits) { return (1 << bits) + (1 << bits) / kSelectGroup; }
 
 struct SelectPlan {
-  int32_t blocks;           // of a row; more than one form a cluster
-  int32_t threads;          // of a block, a power of two
-  int32_t stage;            // columns in shared memory at once
-  bool resident;            // a block's keys stay in shared memory; otherwise they go through the workspace
-  int64_t shared_bytes;     // of a block
-  int64_t workspace_bytes;  // of the launch
+  int32_t blocks;  // of a row, a power of two; more than one form a cluster
+  int32_t log_blocks;
+  int32_t threads;      // of a block, whole warps, at least two
+  int32_t warp_chunks;  // that a warp owns
+  int32_t bits;         // of a digit
+  bool cached;          // the keys lie in shared memory; otherwise they are made again for every step
+  int32_t shared_bytes;
+  float pool_width, pool_inverse;
+
+  constexpr int64_t covered() const { return int64_t{blocks} * (threads / 32) * warp_chunks * kSelectChunk; }
 };
+
+/// Shared memory of a block before its keys.
+constexpr int32_t select_shared_bytes(int32_t bits, bool cluster) {
+  return 4 * (kSelectScratchWords + 2 * select_histogram_words(bits) + (cluster ? 4 : 2) * select_list(bits));
+}
 
 /// Blocks that a row is worth on a device of `sm_count`: all blocks must fit side by side, and each needs enough
 /// columns to outweigh the cluster's barriers.
 constexpr int32_t select_blocks(int64_t num_rows, int64_t columns, int32_t sm_count) {
   int32_t blocks = kSelectMaxBlocks;
-  while (blocks > 1 && (num_rows * blocks > sm_count || columns < int64_t{1024} * blocks)) blocks /= 2;
+  while (blocks > 1 && (num_rows * blocks > sm_count || columns < int64_t{2048} * blocks)) blocks /= 2;
   return blocks;
 }
 
-constexpr SelectPlan select_plan(int64_t num_rows, int64_t columns, int32_t pool, int64_t shared_limit,
-                                 int32_t blocks) {
-  const int64_t slice = ceil_div<int64_t>(columns, blocks), halo = pool - 1;
-  int32_t threads = 128;
-  while (threads < kSelectMaxThreads && int64_t{threads} * 4 < slice) threads *= 2;
-  const int64_t fixed = 4 * (kSelectHistogramWords + kSelectScratchWords);
-  const bool resident = fixed + 4 * (slice + halo) <= shared_limit;
-  const int64_t stage = resident ? slice : kSelectStage;
+/// `width` are the columns and what lies between the last 16-byte border before a row and the row.
+constexpr SelectPlan select_plan(int64_t width, int32_t pool, int64_t shared_limit, int32_t blocks) {
+  const int32_t bits = width <= kSelectShort + 3 && blocks == 1 ? kSelectShortBits : kSelectBits;
+  const int64_t chunks = max_of<int64_t>(ceil_div<int64_t>(width, int64_t{blocks} * kSelectChunk), 1);
+  // Two chunks a warp hide each other's latency; from four on more warps do.
+  const int64_t warps = clamp<int64_t>(ceil_div<int64_t>(chunks, chunks <= 32 ? 2 : 4), 2, kSelectMaxThreads / 32);
+  const int64_t owned = ceil_div(chunks, warps);
+  int64_t shared = select_shared_bytes(bits, blocks > 1);
+  const int64_t keys = 4 * kSelectChunk * owned * warps;
+  const bool cached = shared + keys <= shared_limit;
+  if (cached) shared += keys;
+  int32_t log_blocks = 0;
+  while (1 << log_blocks < blocks) ++log_blocks;
   return {blocks,
-          threads,
-          static_cast<int32_t>(stage),
-          resident,
-          fixed + 4 * (stage + halo),
-          resident ? 0 : 4 * num_rows * columns};
+          log_blocks,
+          static_cast<int32_t>(32 * warps),
+          static_cast<int32_t>(owned),
+          bits,
+          cached,
+          static_cast<int32_t>(shared),
+          static_cast<float>(pool),
+          1.0f / static_cast<float>(pool)};
 }
 
-static_assert(kSelectBits1 + kSelectBits2 + kSelectBits3 == 32);
-static_assert(kSelectMaxThreads <= kSelectBins3, "every thread owns whole bins");
-static_assert(4 * (kSelectHistogramWords + kSelectScratchWords + kSelectStage + 128) <= 99 * 1024,
-              "the staged variant must fit on every device");
+static_assert(select_shared_bytes(kSelectBits, true) <= 99 * 1024, "a block must fit on every device");
 
 }  // namespace uncomp

@@ -73,4 +73,35 @@ __device__ __forceinline__ void cluster_write(float* p, float4 value, uint32_t r
 #endif
 }
 
+/// Two words at the place of `p`, which has an 8-byte border, in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ uint2 cluster_read2(const uint2* p, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  uint2 value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];\n" : "=r"(value.x), "=r"(value.y) : "r"(remote) : "memory");
+  return value;
+#else
+  __trap();
+  return rank == 0 ? *p : uint2{};
+#endif
+}
+
+/// Four words at the place of `p`, which has a 16-byte border, in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ uint4 cluster_read4(const uint4* p, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  uint4 value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(remote)
+               : "memory");
+  return value;
+#else
+  __trap();
+  return rank == 0 ? *p : uint4{};
+#endif
+}
+
 }  // namespace uncomp::kernels

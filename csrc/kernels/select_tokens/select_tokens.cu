@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block, or a cluster of blocks, chooses the tokens of one row. Each block turns its slice of the candidates into
-// pooled keys once and keeps them in shared memory (or, beyond that, in the workspace). Three histograms, 11 + 11 + 10
-// bits, find the key T of the last token that stays; then each warp compacts a run of the slice in order: a key above T
-// stays, a key equal to T stays while its place among the ties of the row is below what is still needed.
+// A block, or a cluster of blocks, chooses the tokens of one row. Its warps turn their runs of the row into pooled keys
+// and count the highest digit of the keys. That leaves few tokens undecided, those with the digit of the last token
+// that stays: they go into a list, every block of the row reads the lists of all, and ranks them. While more tokens are
+// undecided than the list holds, further digits are counted, of the places after those of the keys, so that any number
+// of equal keys comes to an end. Then each warp writes what stays of its run, in order.
 #include "kernels/select_tokens.h"
 
+#include "kernels/common/dependent_launch.cuh"
 #include "kernels/runtime.h"
-#include "kernels/select_tokens/steps.cuh"
+#include "kernels/select_tokens/choose.cuh"
+#include "kernels/select_tokens/keys.cuh"
 
 namespace uncomp::kernels {
 namespace {
 
 using namespace select_steps;
 
+constexpr int kRowStartThreads = 1024;
 constexpr int kOneLaunchRows = 256;  // up to here each block adds the lengths of all rows itself
 
 __device__ SelectRow load_row(const SelectTokensParams& p, int32_t row) {
@@ -24,8 +28,14 @@ struct Span {
   int32_t start, end, all;
 };
 
-__device__ Span row_span(const SelectTokensParams& p, int32_t row, int32_t keep, bool one_launch) {
-  if (!one_launch) return {p.row_start[row], p.row_start[row + 1], p.row_start[p.num_rows]};
+/// Called by one warp.
+__device__ __noinline__ void row_span(const SelectTokensParams& p, int32_t row, int32_t keep, bool one_launch,
+                                      Span& span) {
+  if (!one_launch) {
+    wait_for_kernel_before();
+    span = {p.row_start[row], p.row_start[row + 1], p.row_start[p.num_rows]};
+    return;
+  }
   int64_t before = 0, all = 0;
 #pragma unroll 4
   for (int32_t r = threadIdx.x % 32; r < p.num_rows; r += 32) {
@@ -36,41 +46,164 @@ __device__ Span row_span(const SelectTokensParams& p, int32_t row, int32_t keep,
   before = warp_sum(before);
   all = warp_sum(all);
   const int64_t total = p.total_keep;
-  return {static_cast<int32_t>(min_of(before, total)), static_cast<int32_t>(min_of(before + keep, total)),
+  span = {static_cast<int32_t>(min_of(before, total)), static_cast<int32_t>(min_of(before + keep, total)),
           static_cast<int32_t>(min_of(all, total))};
 }
 
-template <bool kResident>
+/// Counters and sums of a block.
+struct Scratch {
+  ChooseScratch choose;
+  Digit digit;
+  Span span;
+  alignas(8) uint32_t listed;    // undecided tokens of this block; other blocks read this and `sure` as one
+  uint32_t sure;                 // tokens of this block that stay for sure
+  uint32_t before;               // undecided tokens of the blocks before that stay after all
+  uint32_t above[32], kept[32];  // per warp: tokens that stay for sure, undecided ones that stay after all
+};
+static_assert(sizeof(Scratch) <= 4 * kSelectScratchWords);
+
+__device__ __forceinline__ uint32_t key_at(const uint4& keys, int j) {
+  return j < 2 ? (j == 0 ? keys.x : keys.y) : (j == 2 ? keys.z : keys.w);
+}
+
+template <int kBits, bool kCached>
 __global__ void __launch_bounds__(kSelectMaxThreads)
-    select_tokens_kernel(const __grid_constant__ SelectTokensParams p, int32_t blocks, int32_t stage, bool one_launch,
-                         uint32_t* workspace) {
+    select_tokens_kernel(const __grid_constant__ SelectTokensParams p, const __grid_constant__ SelectPlan plan,
+                         bool one_launch) {
+  constexpr uint32_t kList = select_list(kBits);
   extern __shared__ __align__(16) unsigned char shared[];
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared);
-  float* buffer = reinterpret_cast<float*>(shared + 4 * (kSelectHistogramWords + kSelectScratchWords));
-  const int32_t thread = threadIdx.x, threads = blockDim.x, warp = thread / 32, lane = thread % 32;
-  const int32_t row = blockIdx.x / blocks;
-  const Team team{static_cast<int32_t>(blockIdx.x % blocks), blocks};
-  for (int32_t i = thread; i < kSelectHistogramWords; i += threads) scratch.histogram[i] = 0;
+  uint32_t* words = reinterpret_cast<uint32_t*>(shared) + kSelectScratchWords;
+  Histogram<kBits> histogram{words}, other{words + select_histogram_words(kBits)};
+  uint64_t* list = reinterpret_cast<uint64_t*>(words + 2 * select_histogram_words(kBits));
+  uint64_t* all = plan.blocks > 1 ? list + kList : list;
+  const int32_t thread = threadIdx.x, threads = blockDim.x, lane = thread % 32, warps = threads / 32;
+  const int32_t warp = __shfl_sync(kFullWarp, thread / 32, 0);  // known to be the same for the lanes
+  const int32_t row = blockIdx.x >> plan.log_blocks;
+  const Team team{static_cast<int32_t>(blockIdx.x) & (plan.blocks - 1), plan.blocks};
 
+  // ---- the scores, on their way before the row's length is known; later the keys lie in their place
+  RowScores scores = RowScores::of(p, row);
+  const int32_t owned = plan.warp_chunks * kSelectChunk;  // places of a warp
+  const int32_t first = (team.rank * warps + warp) * owned;
+  uint4* cache = reinterpret_cast<uint4*>(all + kList) + thread;
+  const auto read_chunk = [&](int32_t chunk) { return scores.read4(chunk + 4 * lane); };
+  if (kCached) {
+#pragma unroll 1
+    for (int32_t c = 0; c < plan.warp_chunks; ++c) {
+      scores.copy4(reinterpret_cast<float4*>(cache + c * threads), first + c * kSelectChunk + 4 * lane);
+    }
+    cp_async_commit();
+  }
+  // Beside the warp's run: the places before it in lane 31, those behind it in lane 0.
+  const float4 beside = scores.read4(lane == 0 ? first + owned : lane == 31 ? first - 4 : -4);
   const SelectRow s = load_row(p, row);
+  histogram.clear();
+  other.clear();
+  if (thread < 32) scratch.kept[thread] = 0;
+  if (thread == 0) scratch.listed = scratch.sure = scratch.before = scratch.choose.count = 0;
+  scores.head = scores.skip + s.head;
+  scores.to = scores.skip + s.tokens - s.tail;
+  bool spanned = false;
+  const auto find_span = [&] {
+    if (spanned) return;
+    row_span(p, row, s.keep, one_launch, scratch.span);
+    spanned = true;
+  };
 
-  // ---- this block's slice of the candidates as keys
-  const int32_t limit = s.tokens - s.tail, candidates = limit - s.head, share = ceil_div(candidates, blocks);
-  const int32_t skipped = static_cast<int32_t>(min_of<int64_t>(int64_t{team.rank} * share, candidates));
-  const int32_t begin = s.head + skipped, count = min_of(share, candidates - skipped);
-  uint32_t* keys =
-      kResident ? reinterpret_cast<uint32_t*>(buffer) : workspace + static_cast<int64_t>(row) * p.columns + begin;
+  // ---- keys, and what their digits leave undecided; the conditions are the same for all blocks of a row
+  const int32_t chunks = clamp(ceil_div(scores.to - first, kSelectChunk), 0, plan.warp_chunks);
+  const auto each_chunk = [&](const auto& use) {
+    if constexpr (kCached) {
+#pragma unroll 1
+      for (int32_t c = 0; c < chunks; ++c) use(cache[c * threads], first + c * kSelectChunk);
+    } else {
+      float4 left = beside, mine = read_chunk(first);
+#pragma unroll 1
+      for (int32_t c = 0; c < chunks; ++c) {
+        const int32_t chunk = first + c * kSelectChunk;
+        const float4 right = c + 1 < plan.warp_chunks ? read_chunk(chunk + kSelectChunk) : beside;
+        use(make_keys(p, plan, scores, chunk, lane, left, mine, right), chunk);
+        left = mine;
+        mine = right;
+      }
+    }
+  };
+  const Ranked ranked = Ranked::of(p.columns + 3);
+  Undecided undecided{64, 64, 0, static_cast<uint32_t>(s.need), 0};
   if (s.need > 0) {
-    load_keys<kResident>(p, p.scores + row * p.row_stride, begin, count, limit, stage, buffer, keys, scratch.histogram);
-    team.arrive();
+    if constexpr (kCached) {
+      cp_async_wait<0>();
+      const auto cached = [&](int32_t c) { return reinterpret_cast<const float4&>(cache[c * threads]); };
+      float4 left = beside, mine = cached(0);
+#pragma unroll 1
+      for (int32_t c = 0; c < chunks; ++c) {
+        const float4 right = c + 1 < plan.warp_chunks ? cached(c + 1) : beside;
+        cache[c * threads] = make_keys(p, plan, scores, first + c * kSelectChunk, lane, left, mine, right);
+        left = mine;
+        mine = right;
+      }
+    }
+    __syncthreads();  // the histograms are clear
+    for (;;) {
+      undecided.begin_digit(kBits);
+      each_chunk([&](const uint4& keys, int32_t chunk) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint64_t rank = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
+          if (key_at(keys, j) != kNoCandidate && undecided.has(rank)) {
+            atomicAdd(&histogram.bin()[undecided.digit(rank)], 1u);
+          }
+        }
+      });
+      histogram.find(team, undecided.need, scratch.digit, find_span);
+      undecided.end_digit(scratch.digit);
+      if (undecided.inside <= kList) break;
+      // The blocks that read `other` have passed a barrier since.
+      const Histogram<kBits> used = histogram;
+      histogram = other;
+      other = used;
+      histogram.clear();
+      __syncthreads();
+    }
+
+    // ---- what lies above stays; the undecided tokens go into the list
+    other.clear();
+    const uint64_t lowest = max_of(undecided.prefix << undecided.shift, uint64_t{1} << 32);
+    const uint64_t highest = (undecided.prefix << undecided.shift) + ((uint64_t{1} << undecided.shift) - 1);
+    uint32_t above = 0;
+    each_chunk([&](const uint4& keys, int32_t chunk) {
+      uint32_t inside = 0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint64_t rank = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
+        above += rank > highest;
+        inside |= rank >= lowest && rank <= highest ? 1u << j : 0u;
+      }
+#pragma unroll 1
+      for (; inside != 0; inside &= inside - 1) {
+        const int j = __ffs(static_cast<int>(inside)) - 1;
+        list[atomicAdd(&scratch.listed, 1u)] = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
+      }
+    });
+    above = __reduce_add_sync(kFullWarp, above);
+    if (lane == 0) {
+      scratch.above[warp] = above;
+      atomicAdd(&scratch.sure, above);
+    }
+    team.barrier();
+  } else {
+    if (warp == warps - 1) find_span();
+    __syncthreads();
   }
 
-  // ---- where the row's entries go; the tail that no row fills
-  const Span span = row_span(p, row, s.keep, one_launch);
+  // ---- row_start, the tail that no row fills, tokens that stay in any case
+  const Span span = scratch.span;
   if (one_launch && team.rank == 0 && thread == 0) {
     p.row_start[row] = span.start;
     if (row == p.num_rows - 1) p.row_start[p.num_rows] = span.all;
   }
+#pragma unroll 1
   for (int64_t i = int64_t{span.all} + static_cast<int64_t>(blockIdx.x) * threads + thread; i < p.total_keep;
        i += static_cast<int64_t>(gridDim.x) * threads) {
     p.index[i] = -1;
@@ -80,95 +213,78 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   const auto put = [&](int32_t place, int32_t column) {
     if (place < room) out[place] = column;
   };
-
-  // ---- tokens that stay in any case
-  for (int32_t i = team.rank * threads + thread; i < s.head + s.tail; i += blocks * threads) {
-    const bool first = i < s.head;
-    put(first ? i : s.keep - s.tail + (i - s.head), first ? i : s.tokens - s.tail + (i - s.head));
+#pragma unroll 1
+  for (int32_t i = team.rank * threads + thread; i < s.head + s.tail; i += team.blocks * threads) {
+    const bool front = i < s.head;
+    put(front ? i : s.keep - s.tail + (i - s.head), front ? i : s.tokens - s.tail + (i - s.head));
   }
-  if (s.need == 0) return;  // the same for all blocks of the row
-  team.wait();
+  if (s.need == 0) return;
 
-  // ---- T, digit by digit; `need` becomes what is needed among the keys equal to T
-  uint32_t need = static_cast<uint32_t>(s.need);
-  uint32_t* histogram = scratch.histogram;
-  Digit digit = find_digit(team, histogram, kSelectBins1, need, scratch);
-  uint32_t threshold = digit.value;
-  need -= digit.above;
-  histogram += kSelectBins1;
-  count_digit(keys, count, kSelectShift1, threshold, kSelectBits3, kSelectBins2, histogram);
-  team.barrier();
-  digit = find_digit(team, histogram, kSelectBins2, need, scratch);
-  threshold = threshold << kSelectBits2 | digit.value;
-  need -= digit.above;
-  histogram += kSelectBins2;
-  count_digit(keys, count, kSelectBits3, threshold, 0, kSelectBins3, histogram);
-  team.barrier();
-  digit = find_digit(team, histogram, kSelectBins3, need, scratch);
-  threshold = threshold << kSelectBits3 | digit.value;
-  need -= digit.above;
-
-  // ---- keys above and equal to T before this warp's run of the slice
-  const int32_t run = round_up(ceil_div(count, threads / 32), 32);
-  const int32_t from = min_of(warp * run, count), to = min_of(from + run, count);
-  uint32_t above = 0, equal = 0;
-  for (int32_t i = from + lane; i < to; i += 32) {
-    above += keys[i] > threshold;
-    equal += keys[i] == threshold;
-  }
-  above = warp_sum(above);
-  equal = warp_sum(equal);
-  if (lane == 0) {
-    scratch.above[warp] = above;
-    scratch.equal[warp] = equal;
-  }
-  __syncthreads();
-  above = lane < threads / 32 ? scratch.above[lane] : 0u;
-  equal = lane < threads / 32 ? scratch.equal[lane] : 0u;
-  if (blocks > 1) {
-    const uint32_t all_above = warp_sum(above), all_equal = warp_sum(equal);
-    if (thread == 0) {
-      scratch.totals[0] = all_above;
-      scratch.totals[1] = all_equal;
+  // ---- the lists of all blocks, the last token that stays
+  uint32_t mine = 0, sure = 0;  // entries of the blocks before this one; tokens of theirs that stay for sure
+  if (team.blocks > 1) {
+    const uint2 theirs = cluster_read2(reinterpret_cast<const uint2*>(&scratch.listed), lane & (team.blocks - 1));
+    const uint32_t listed = lane < team.blocks ? theirs.x : 0u, start = sum_upto(listed, lane) - listed;
+    sure = __reduce_add_sync(kFullWarp, lane < team.rank ? theirs.y : 0u);
+    mine = __shfl_sync(kFullWarp, start, team.rank);
+    // Each warp copies entries of one block.
+    const int32_t of_block = max_of(warps >> plan.log_blocks, 1);
+#pragma unroll 1
+    for (int32_t r = warp & (team.blocks - 1); r < team.blocks; r += min_of(warps, team.blocks)) {
+      const uint32_t begin = __shfl_sync(kFullWarp, start, r), count = __shfl_sync(kFullWarp, listed, r);
+#pragma unroll 1
+      for (uint32_t i = (warp >> plan.log_blocks) * 32 + lane; i < count; i += 32 * of_block) {
+        const uint2 entry = cluster_read2(reinterpret_cast<const uint2*>(list + i), r);
+        all[begin + i] = static_cast<uint64_t>(entry.y) << 32 | entry.x;
+      }
     }
-    cluster_barrier();
-  }
-  above = lane < warp ? above : 0u;
-  equal = lane < warp ? equal : 0u;
-  if (blocks > 1) {
-    if (lane < team.rank) {
-      above += cluster_read(&scratch.totals[0], lane);
-      equal += cluster_read(&scratch.totals[1], lane);
-    }
+    __syncthreads();
     cluster_arrive();  // this block no longer reads the others
   }
-  above = warp_sum(above);
-  equal = warp_sum(equal);
+  const uint64_t last = choose_last(all, undecided, other, scratch.choose);
 
-  // ---- ordered compaction
-  const uint32_t lower = (1u << lane) - 1;
-  for (int32_t base = from; base < to; base += 32) {
-    const int32_t i = base + lane;
-    const uint32_t key = i < to ? keys[i] : 0u;
-    const bool is_above = i < to && key > threshold, is_equal = i < to && key == threshold;
-    const unsigned all_above = __ballot_sync(kFullWarp, is_above), all_equal = __ballot_sync(kFullWarp, is_equal);
-    const uint32_t my_above = above + __popc(all_above & lower), my_equal = equal + __popc(all_equal & lower);
-    if (is_above || (is_equal && my_equal < need)) {
-      put(s.head + static_cast<int32_t>(my_above + min_of(my_equal, need)), begin + i);
+  // ---- undecided tokens that stay after all: in the blocks before, in each warp of this block
+#pragma unroll 1
+  for (uint32_t i = thread; i < mine + scratch.listed; i += threads) {
+    if (all[i] < last) continue;
+    if (i < mine) {
+      atomicAdd(&scratch.before, 1u);
+    } else {
+      atomicAdd(&scratch.kept[ranked.place(all[i]) / owned - team.rank * warps], 1u);
     }
-    above += __popc(all_above);
-    equal += __popc(all_equal);
   }
-  if (blocks > 1) cluster_wait();  // the others may still read this block
+  __syncthreads();
+  uint32_t at = __reduce_add_sync(kFullWarp, lane < warp ? scratch.above[lane] + scratch.kept[lane] : 0u);
+  at += s.head + sure + scratch.before;
+
+  // ---- ordered writing
+  const uint32_t lower = (1u << lane) - 1;
+  each_chunk([&](const uint4& keys, int32_t chunk) {
+    uint32_t ahead = at, stays = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const bool stay = ranked.rank(key_at(keys, j), chunk + 4 * lane + j) >= last;
+      const unsigned votes = __ballot_sync(kFullWarp, stay);
+      ahead += __popc(votes & lower);
+      at += __popc(votes);
+      stays |= stay ? 1u << j : 0u;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (stays >> j & 1) put(static_cast<int32_t>(ahead++), chunk + 4 * lane + j - scores.skip);
+    }
+  });
+  if (team.blocks > 1) cluster_wait();  // the others may still read this block
 }
 
 /// row_start alone: one block adds the lengths in order.
-__global__ void __launch_bounds__(kSelectMaxThreads)
+__global__ void __launch_bounds__(kRowStartThreads)
     select_row_start_kernel(const __grid_constant__ SelectTokensParams p) {
   __shared__ int64_t sum[32];
+  start_dependent_kernel();
   const int64_t total = p.total_keep;
   int64_t done = 0;
-  for (int64_t base = 0; base < p.num_rows; base += kSelectMaxThreads) {
+  for (int64_t base = 0; base < p.num_rows; base += kRowStartThreads) {
     const int64_t row = base + threadIdx.x;
     const bool live = row < p.num_rows;
     int64_t all = 0;
@@ -180,26 +296,32 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   if (threadIdx.x == 0) p.row_start[p.num_rows] = static_cast<int32_t>(min_of(done, total));
 }
 
-const void* kernel_of(const SelectPlan& plan) {
-  return plan.resident ? reinterpret_cast<const void*>(&select_tokens_kernel<true>)
-                       : reinterpret_cast<const void*>(&select_tokens_kernel<false>);
+using Kernel = void (*)(SelectTokensParams, SelectPlan, bool);
+
+Kernel kernel_of(const SelectPlan& plan) {
+  if (!plan.cached) return select_tokens_kernel<kSelectBits, false>;
+  return plan.bits == kSelectBits ? select_tokens_kernel<kSelectBits, true>
+                                  : select_tokens_kernel<kSelectShortBits, true>;
 }
 
 /// The plan that the current device can run: fewer blocks a row where it cannot hold a cluster of that size.
 cudaError_t plan_for_device(const SelectTokensParams& p, SelectPlan* plan) {
   DeviceInfo info;
   if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
+  const bool border = reinterpret_cast<uintptr_t>(p.scores) % 16 == 0 && p.row_stride % 4 == 0;
+  const int64_t width = int64_t{p.columns} + (border ? 0 : 3);
   int32_t blocks = select_blocks(p.num_rows, p.columns, info.sm_count);
   for (;; blocks /= 2) {
-    *plan = select_plan(p.num_rows, p.columns, p.pool, info.smem_per_block, blocks);
-    if (const cudaError_t err = allow_shared_memory(kernel_of(*plan), static_cast<size_t>(plan->shared_bytes));
+    *plan = select_plan(width, p.pool, info.smem_per_block, blocks);
+    const void* kernel = reinterpret_cast<const void*>(kernel_of(*plan));
+    if (const cudaError_t err = allow_shared_memory(kernel, static_cast<size_t>(plan->shared_bytes));
         err != cudaSuccess) {
       return err;
     }
     if (blocks == 1) return cudaSuccess;
     bool fits = false;
     if (const cudaError_t err =
-            cluster_fits(kernel_of(*plan), blocks, plan->threads, static_cast<size_t>(plan->shared_bytes), &fits);
+            cluster_fits(kernel, blocks, plan->threads, static_cast<size_t>(plan->shared_bytes), &fits);
         err != cudaSuccess) {
       return err;
     }
@@ -209,17 +331,17 @@ cudaError_t plan_for_device(const SelectTokensParams& p, SelectPlan* plan) {
 
 }  // namespace
 
-cudaError_t select_tokens_workspace_bytes(const SelectTokensParams& params, int64_t* bytes) {
-  SelectPlan plan{};
-  const cudaError_t err = plan_for_device(params, &plan);
-  *bytes = plan.workspace_bytes;
-  return err;
+cudaError_t select_tokens_workspace_bytes(const SelectTokensParams&, int64_t* bytes) {
+  *bytes = 0;
+  return cudaSuccess;
 }
 
-cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cudaStream_t stream) {
+cudaError_t select_tokens(const SelectTokensParams& params, void*, cudaStream_t stream) {
   const bool one_launch = params.num_rows > 0 && params.num_rows <= kOneLaunchRows;
+  DeviceInfo info;
+  if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
   if (!one_launch) {
-    select_row_start_kernel<<<1, kSelectMaxThreads, 0, stream>>>(params);
+    select_row_start_kernel<<<1, kRowStartThreads, 0, stream>>>(params);
     if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess || params.num_rows == 0) return err;
   }
   SelectPlan plan{};
@@ -229,16 +351,19 @@ cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cud
   config.blockDim = dim3(static_cast<unsigned>(plan.threads));
   config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
   config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = plan.blocks > 1 ? 1 : 0;
-  uint32_t* keys = static_cast<uint32_t*>(workspace);
-  return plan.resident ? cudaLaunchKernelEx(&config, select_tokens_kernel<true>, params, plan.blocks, plan.stage,
-                                            one_launch, keys)
-                       : cudaLaunchKernelEx(&config, select_tokens_kernel<false>, params, plan.blocks, plan.stage,
-                                            one_launch, keys);
+  cudaLaunchAttribute attributes[2] = {};
+  if (plan.blocks > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
+  }
+  if (!one_launch && info.capability >= 90) {
+    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+  }
+  config.attrs = attributes;
+  return cudaLaunchKernelEx(&config, kernel_of(plan), params, plan, one_launch);
 }
 
 }  // namespace uncomp::kernels

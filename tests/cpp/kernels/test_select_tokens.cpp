@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launch itself against a stable sort on the host: one block, clusters, keys in the workspace, row_start alone.
+// The launch itself against a stable sort on the host: one block, clusters, keys made anew for
+// every step, row_start alone; many launches, streams and graph replays.
 #include "kernels/select_tokens.h"
 
 #include <algorithm>
@@ -107,17 +108,19 @@ TEST_CASE("equals a stable sort for every kind of scores and pool", "[select_tok
   }
 }
 
-// The fewest columns and rows that make the launch of its shape on 108 to 132 multiprocessors, and of the rows whose
-// keys lie in the workspace just enough tokens for a second stage in each block.
+// The fewest columns and rows that make the launch of its shape on 108 to 132 multiprocessors.
 TEST_CASE("equals a stable sort for every launch shape", "[select_tokens]") {
-  check({8, 8192, 8192, 0, 8, 7, Pool::max, 2, 0});                 // clusters of 8, one tile a block
-  check({2, 33000, 33003, 4, 32, 3, Pool::avg, 0, 0});              // clusters of 8, more
-  check({20, 4100, 4100, 0, 0, 3, Pool::max, 2, 0});                // clusters of 4
-  check({40, 2050, 2051, 1, 1, 7, Pool::avg, 0, 0});                // clusters of 2
-  check({70, 2100, 2100, 4, 8, 7, Pool::max, 2, 0, 500});           // one block a row
+  check({8, 16384, 16384, 0, 8, 7, Pool::max, 2, 0});      // clusters of 8
+  check({2, 33000, 33003, 4, 32, 3, Pool::avg, 0, 0});     // clusters of 8, more; rows without 16-byte borders
+  check({2, 33000, 33001, 4, 32, 9, Pool::max, 3, 0});     // equal keys: digits of the places
+  check({20, 8200, 8200, 0, 0, 3, Pool::max, 2, 0});       // clusters of 4
+  check({40, 4100, 4101, 1, 1, 11, Pool::avg, 0, 0});      // clusters of 2
+  check({70, 2100, 2100, 4, 8, 7, Pool::max, 2, 0, 500});  // one block a row
+  check({5, 2048, 2051, 4, 8, 5, Pool::max, 1, 0});        // the longest short row, and one longer
+  check({5, 2052, 2053, 4, 8, 5, Pool::avg, 1, 0});
   check({260, 300, 300, 4, 8, 7, Pool::avg, 0, 0});                 // row_start in its own launch
-  check({1, 430000, 430000, 4, 8, 1, Pool::max, 2, 0, 0, 140000});  // a cluster with keys in the workspace
-  check({70, 60000, 60000, 4, 8, 7, Pool::avg, 0, 0, 500, 20000});  // blocks with keys in the workspace
+  check({1, 430000, 430000, 4, 8, 9, Pool::max, 2, 0, 0, 140000});  // a cluster whose keys fit nowhere
+  check({70, 60000, 60000, 4, 8, 7, Pool::avg, 0, 0, 500, 20000});  // blocks whose keys fit nowhere
 }
 
 TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
@@ -134,6 +137,110 @@ TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
       check({1, 500000, 500000, 4, 8, pool, mode, kind, 0});
       check({140, 60000, 60000, 4, 8, pool, mode, kind, 0});
     }
+  }
+}
+
+namespace {
+
+/// One launch on inputs of its own, whose first result is what all later ones must be.
+struct Launch {
+  int32_t rows, columns;
+  DeviceArray<float> scores;
+  DeviceArray<int32_t> length, keep, index, start;
+
+  Launch(int32_t rows_, int32_t columns_, uint32_t seed)
+      : rows(rows_),
+        columns(columns_),
+        scores(make(rows_, columns_, seed)),
+        length(std::vector<int32_t>(rows_, columns_)),
+        keep(std::vector<int32_t>(rows_, columns_ / 20)),
+        index(static_cast<size_t>(rows_) * (columns_ / 20)),
+        start(rows_ + 1) {}
+  static std::vector<float> make(int32_t rows, int32_t columns, uint32_t seed) {
+    std::mt19937 random(seed);
+    return make_scores({rows, columns, columns, 0, 8, 7, Pool::max, 0, 0}, random);
+  }
+  void run(cudaStream_t stream) {
+    const kernels::SelectTokensParams params{scores.data(),
+                                             length.data(),
+                                             keep.data(),
+                                             index.data(),
+                                             start.data(),
+                                             columns,
+                                             rows,
+                                             columns,
+                                             rows * (columns / 20),
+                                             0,
+                                             8,
+                                             7,
+                                             Pool::max};
+    cuda_ok(kernels::select_tokens(params, nullptr, stream));
+  }
+  std::vector<int32_t> result() { return index.host(); }
+  void poison() { cuda_ok(cudaMemset(index.data(), 0x7b, index.size() * sizeof(int32_t))); }
+};
+
+}  // namespace
+
+TEST_CASE("every launch gives what the first one gave, on two streams at once", "[select_tokens][large]") {
+  Launch a(8, 32768, 1), b(300, 1000, 2), c(40, 5000, 3);
+  cudaStream_t one = nullptr, two = nullptr;
+  cuda_ok(cudaStreamCreateWithFlags(&one, cudaStreamNonBlocking));
+  cuda_ok(cudaStreamCreateWithFlags(&two, cudaStreamNonBlocking));
+  for (Launch* x : {&a, &b, &c}) x->run(one);
+  const std::vector<int32_t> first[3] = {a.result(), b.result(), c.result()};
+  for (int round = 0; round < 100; ++round) {
+    for (Launch* x : {&a, &b, &c}) x->poison();
+    cuda_ok(cudaDeviceSynchronize());
+    for (int launch = 0; launch < 100; ++launch) {
+      a.run(one);
+      b.run(two);
+      c.run(launch % 2 == 0 ? two : one);
+      if (launch % 2 == 0) cuda_ok(cudaStreamSynchronize(two));
+    }
+    REQUIRE(a.result() == first[0]);
+    REQUIRE(b.result() == first[1]);
+    REQUIRE(c.result() == first[2]);
+  }
+  cuda_ok(cudaStreamDestroy(one));
+  cuda_ok(cudaStreamDestroy(two));
+}
+
+TEST_CASE("a captured launch follows lengths that change", "[select_tokens][large]") {
+  for (const int32_t rows : {8, 300}) {
+    Launch captured(rows, 4000, 4), plain(rows, 4000, 4);
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t replay = nullptr;
+    cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    captured.run(stream);
+    cuda_ok(cudaStreamSynchronize(stream));
+    cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    captured.run(stream);
+    cuda_ok(cudaStreamEndCapture(stream, &graph));
+    cuda_ok(cudaGraphInstantiate(&replay, graph, 0));
+    std::mt19937 random(5);
+    for (int round = 0; round < 20; ++round) {
+      std::vector<int32_t> length(rows), keep(rows);
+      for (int32_t r = 0; r < rows; ++r) {
+        length[r] = static_cast<int32_t>(random() % 4001);
+        keep[r] = static_cast<int32_t>(random() % 200);
+      }
+      for (Launch* x : {&captured, &plain}) {
+        cuda_ok(cudaMemcpy(x->length.data(), length.data(), rows * sizeof(int32_t), cudaMemcpyHostToDevice));
+        cuda_ok(cudaMemcpy(x->keep.data(), keep.data(), rows * sizeof(int32_t), cudaMemcpyHostToDevice));
+        x->poison();
+      }
+      cuda_ok(cudaDeviceSynchronize());
+      cuda_ok(cudaGraphLaunch(replay, stream));
+      plain.run(nullptr);
+      cuda_ok(cudaDeviceSynchronize());
+      REQUIRE(captured.result() == plain.result());
+      REQUIRE(captured.start.host() == plain.start.host());
+    }
+    cuda_ok(cudaGraphExecDestroy(replay));
+    cuda_ok(cudaGraphDestroy(graph));
+    cuda_ok(cudaStreamDestroy(stream));
   }
 }
 
