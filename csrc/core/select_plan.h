@@ -33,7 +33,7 @@ struct SelectPlan {
   int32_t threads;      // of a block, whole warps, at least two
   int32_t warp_chunks;  // that a warp owns
   int32_t bits;         // of a digit
-  bool cached;          // the keys lie in shared memory; otherwise they are made again for every step
+  bool cached;          // the keys lie in shared memory; otherwise in the workspace
   int32_t shared_bytes;
   float pool_width, pool_inverse;
 

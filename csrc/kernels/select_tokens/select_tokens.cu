@@ -28,6 +28,13 @@ struct Span {
   int32_t start, end, all;
 };
 
+/// Sum over a warp of numbers below 2^42.
+__device__ __forceinline__ int64_t sum_of_lengths(int64_t x) {
+  const uint32_t low = __reduce_add_sync(kFullWarp, static_cast<uint32_t>(x) & 0xffff);
+  const uint32_t high = __reduce_add_sync(kFullWarp, static_cast<uint32_t>(x >> 16));
+  return (static_cast<int64_t>(high) << 16) + low;
+}
+
 /// Called by one warp.
 __device__ __noinline__ void row_span(const SelectTokensParams& p, int32_t row, int32_t keep, bool one_launch,
                                       Span& span) {
@@ -43,8 +50,8 @@ __device__ __noinline__ void row_span(const SelectTokensParams& p, int32_t row, 
     all += other;
     before += r < row ? other : 0;
   }
-  before = warp_sum(before);
-  all = warp_sum(all);
+  before = sum_of_lengths(before);
+  all = sum_of_lengths(all);
   const int64_t total = p.total_keep;
   span = {static_cast<int32_t>(min_of(before, total)), static_cast<int32_t>(min_of(before + keep, total)),
           static_cast<int32_t>(min_of(all, total))};
@@ -69,7 +76,7 @@ __device__ __forceinline__ uint32_t key_at(const uint4& keys, int j) {
 template <int kBits, bool kCached>
 __global__ void __launch_bounds__(kSelectMaxThreads)
     select_tokens_kernel(const __grid_constant__ SelectTokensParams p, const __grid_constant__ SelectPlan plan,
-                         bool one_launch) {
+                         bool one_launch, uint4* workspace) {
   constexpr uint32_t kList = select_list(kBits);
   extern __shared__ __align__(16) unsigned char shared[];
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared);
@@ -82,12 +89,14 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   const int32_t row = blockIdx.x >> plan.log_blocks;
   const Team team{static_cast<int32_t>(blockIdx.x) & (plan.blocks - 1), plan.blocks};
 
+  const int32_t length = p.length[row], keep_len = p.keep_len[row];
+
   // ---- the scores, on their way before the row's length is known; later the keys lie in their place
   RowScores scores = RowScores::of(p, row);
   const int32_t owned = plan.warp_chunks * kSelectChunk;  // places of a warp
   const int32_t first = (team.rank * warps + warp) * owned;
-  uint4* cache = reinterpret_cast<uint4*>(all + kList) + thread;
-  const auto read_chunk = [&](int32_t chunk) { return scores.read4(chunk + 4 * lane); };
+  uint4* cache = kCached ? reinterpret_cast<uint4*>(all + kList) + thread
+                         : workspace + static_cast<int64_t>(blockIdx.x) * (plan.warp_chunks * threads) + thread;
   if (kCached) {
 #pragma unroll 1
     for (int32_t c = 0; c < plan.warp_chunks; ++c) {
@@ -97,11 +106,11 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   }
   // Beside the warp's run: the places before it in lane 31, those behind it in lane 0.
   const float4 beside = scores.read4(lane == 0 ? first + owned : lane == 31 ? first - 4 : -4);
-  const SelectRow s = load_row(p, row);
   histogram.clear();
   other.clear();
   if (thread < 32) scratch.kept[thread] = 0;
   if (thread == 0) scratch.listed = scratch.sure = scratch.before = scratch.choose.count = 0;
+  const SelectRow s = select_row(length, keep_len, p.columns, p.sink, p.window);
   scores.head = scores.skip + s.head;
   scores.to = scores.skip + s.tokens - s.tail;
   bool spanned = false;
@@ -114,35 +123,24 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   // ---- keys, and what their digits leave undecided; the conditions are the same for all blocks of a row
   const int32_t chunks = clamp(ceil_div(scores.to - first, kSelectChunk), 0, plan.warp_chunks);
   const auto each_chunk = [&](const auto& use) {
-    if constexpr (kCached) {
 #pragma unroll 1
-      for (int32_t c = 0; c < chunks; ++c) use(cache[c * threads], first + c * kSelectChunk);
-    } else {
-      float4 left = beside, mine = read_chunk(first);
-#pragma unroll 1
-      for (int32_t c = 0; c < chunks; ++c) {
-        const int32_t chunk = first + c * kSelectChunk;
-        const float4 right = c + 1 < plan.warp_chunks ? read_chunk(chunk + kSelectChunk) : beside;
-        use(make_keys(p, plan, scores, chunk, lane, left, mine, right), chunk);
-        left = mine;
-        mine = right;
-      }
-    }
+    for (int32_t c = 0; c < chunks; ++c) use(cache[c * threads], first + c * kSelectChunk);
   };
   const Ranked ranked = Ranked::of(p.columns + 3);
   Undecided undecided{64, 64, 0, static_cast<uint32_t>(s.need), 0};
   if (s.need > 0) {
-    if constexpr (kCached) {
-      cp_async_wait<0>();
-      const auto cached = [&](int32_t c) { return reinterpret_cast<const float4&>(cache[c * threads]); };
-      float4 left = beside, mine = cached(0);
+    if (kCached) cp_async_wait<0>();
+    const auto chunk_scores = [&](int32_t c) -> float4 {
+      if (kCached) return reinterpret_cast<const float4&>(cache[c * threads]);
+      return scores.read4(first + c * kSelectChunk + 4 * lane);
+    };
+    float4 left = beside, middle = chunk_scores(0);
 #pragma unroll 1
-      for (int32_t c = 0; c < chunks; ++c) {
-        const float4 right = c + 1 < plan.warp_chunks ? cached(c + 1) : beside;
-        cache[c * threads] = make_keys(p, plan, scores, first + c * kSelectChunk, lane, left, mine, right);
-        left = mine;
-        mine = right;
-      }
+    for (int32_t c = 0; c < chunks; ++c) {
+      const float4 right = c + 1 < plan.warp_chunks ? chunk_scores(c + 1) : beside;
+      cache[c * threads] = make_keys(p, plan, scores, first + c * kSelectChunk, lane, left, middle, right);
+      left = middle;
+      middle = right;
     }
     __syncthreads();  // the histograms are clear
     for (;;) {
@@ -150,10 +148,14 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
       each_chunk([&](const uint4& keys, int32_t chunk) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const uint64_t rank = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
-          if (key_at(keys, j) != kNoCandidate && undecided.has(rank)) {
-            atomicAdd(&histogram.bin()[undecided.digit(rank)], 1u);
+          const uint32_t key = key_at(keys, j);
+          if (key == kNoCandidate) continue;
+          if (undecided.above == 64) {
+            atomicAdd(&histogram.bin()[key >> (32 - kBits)], 1u);
+            continue;
           }
+          const uint64_t rank = ranked.rank(key, chunk + 4 * lane + j);
+          if (undecided.has(rank)) atomicAdd(&histogram.bin()[undecided.digit(rank)], 1u);
         }
       });
       histogram.find(team, undecided.need, scratch.digit, find_span);
@@ -173,12 +175,24 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
     const uint64_t highest = (undecided.prefix << undecided.shift) + ((uint64_t{1} << undecided.shift) - 1);
     uint32_t above = 0;
     each_chunk([&](const uint4& keys, int32_t chunk) {
+      const uint32_t high_key = static_cast<uint32_t>(highest >> 32), low_key = static_cast<uint32_t>(lowest >> 32);
       uint32_t inside = 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const uint64_t rank = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
-        above += rank > highest;
-        inside |= rank >= lowest && rank <= highest ? 1u << j : 0u;
+        const uint32_t key = key_at(keys, j);
+        above += key > high_key;
+        inside |= key >= low_key && key <= high_key ? 1u << j : 0u;
+      }
+      if (undecided.shift < 32) {  // the places decide between keys at either end
+        const uint32_t maybe = inside;
+        inside = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint64_t rank = ranked.rank(key_at(keys, j), chunk + 4 * lane + j);
+          if ((maybe >> j & 1) == 0) continue;
+          above += rank > highest;
+          inside |= rank >= lowest && rank <= highest ? 1u << j : 0u;
+        }
       }
 #pragma unroll 1
       for (; inside != 0; inside &= inside - 1) {
@@ -260,6 +274,8 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
   // ---- ordered writing
   const uint32_t lower = (1u << lane) - 1;
   each_chunk([&](const uint4& keys, int32_t chunk) {
+    const uint32_t largest = max_of(max_of(keys.x, keys.y), max_of(keys.z, keys.w));
+    if (!__any_sync(kFullWarp, largest >= static_cast<uint32_t>(last >> 32))) return;
     uint32_t ahead = at, stays = 0;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -296,7 +312,7 @@ __global__ void __launch_bounds__(kRowStartThreads)
   if (threadIdx.x == 0) p.row_start[p.num_rows] = static_cast<int32_t>(min_of(done, total));
 }
 
-using Kernel = void (*)(SelectTokensParams, SelectPlan, bool);
+using Kernel = void (*)(SelectTokensParams, SelectPlan, bool, uint4*);
 
 Kernel kernel_of(const SelectPlan& plan) {
   if (!plan.cached) return select_tokens_kernel<kSelectBits, false>;
@@ -331,12 +347,14 @@ cudaError_t plan_for_device(const SelectTokensParams& p, SelectPlan* plan) {
 
 }  // namespace
 
-cudaError_t select_tokens_workspace_bytes(const SelectTokensParams&, int64_t* bytes) {
-  *bytes = 0;
-  return cudaSuccess;
+cudaError_t select_tokens_workspace_bytes(const SelectTokensParams& params, int64_t* bytes) {
+  SelectPlan plan{};
+  const cudaError_t err = plan_for_device(params, &plan);
+  *bytes = plan.cached ? 0 : params.num_rows * plan.covered() * static_cast<int64_t>(sizeof(uint32_t));
+  return err;
 }
 
-cudaError_t select_tokens(const SelectTokensParams& params, void*, cudaStream_t stream) {
+cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cudaStream_t stream) {
   const bool one_launch = params.num_rows > 0 && params.num_rows <= kOneLaunchRows;
   DeviceInfo info;
   if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
@@ -363,7 +381,7 @@ cudaError_t select_tokens(const SelectTokensParams& params, void*, cudaStream_t 
     dependent.val.programmaticStreamSerializationAllowed = 1;
   }
   config.attrs = attributes;
-  return cudaLaunchKernelEx(&config, kernel_of(plan), params, plan, one_launch);
+  return cudaLaunchKernelEx(&config, kernel_of(plan), params, plan, one_launch, static_cast<uint4*>(workspace));
 }
 
 }  // namespace uncomp::kernels

@@ -82,6 +82,14 @@ TEST_CASE("new tokens of any number and width land behind every row", "[append_k
   }
 }
 
+TEST_CASE("several passes of a cluster, and more tokens than a cluster takes", "[append_kv]") {
+  for (const int32_t tokens : {513, 600, 1024, 1100}) {
+    run({0, 5, 1, 3}, {tokens, tokens + 5, tokens + 9, tokens + 4}, 2, tokens, 256, 256);
+    run({0, 9, 1, 3}, {tokens, tokens + 5, tokens + 9, tokens + 4}, 2, tokens, 256, 256,
+        static_cast<int32_t>(DeviceError::append_kv_no_room));
+  }
+}
+
 TEST_CASE("4096 rows, one token and many", "[append_kv]") {
   for (const int32_t tokens : {1, 20}) {
     std::vector<int32_t> lengths(4096), rooms(4096);

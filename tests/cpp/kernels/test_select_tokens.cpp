@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launch itself against a stable sort on the host: one block, clusters, keys made anew for
-// every step, row_start alone; many launches, streams and graph replays.
+// The launch itself against a stable sort on the host: one block, clusters, keys in the workspace,
+// row_start alone; many launches, streams and graph replays.
 #include "kernels/select_tokens.h"
 
 #include <algorithm>
@@ -119,8 +119,8 @@ TEST_CASE("equals a stable sort for every launch shape", "[select_tokens]") {
   check({5, 2048, 2051, 4, 8, 5, Pool::max, 1, 0});        // the longest short row, and one longer
   check({5, 2052, 2053, 4, 8, 5, Pool::avg, 1, 0});
   check({260, 300, 300, 4, 8, 7, Pool::avg, 0, 0});                 // row_start in its own launch
-  check({1, 430000, 430000, 4, 8, 9, Pool::max, 2, 0, 0, 140000});  // a cluster whose keys fit nowhere
-  check({70, 60000, 60000, 4, 8, 7, Pool::avg, 0, 0, 500, 20000});  // blocks whose keys fit nowhere
+  check({1, 430000, 430000, 4, 8, 9, Pool::max, 2, 0, 0, 140000});  // a cluster with keys in the workspace
+  check({70, 60000, 60000, 4, 8, 7, Pool::avg, 0, 0, 500, 20000});  // blocks with keys in the workspace
 }
 
 TEST_CASE("equals a stable sort at scale", "[select_tokens][large]") {
