@@ -3,7 +3,9 @@
 // eigenvalues below x. Each count is independent of all others, so many probes run at once.
 #pragma once
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "core/math.h"
@@ -55,6 +57,50 @@ UNCOMP_HD inline int sturm_count(const TridiagonalRow<T>* rows, int n, T x) {
   }
   return below;
 }
+
+/// The same count without divisions, for processors on which they are slow: the leading minors of T - x I follow a
+/// recurrence of two products, and a pivot is negative where neighbouring minors differ in sign. Minors are scaled by
+/// powers of two once in kStride rows: in so few rows they neither overflow nor, with couplings above their floor, do
+/// both of the last two vanish. Their relative errors are errors of as many units in the last place of T's entries.
+struct SturmMinors {
+  static constexpr int kStride = 4;
+  static constexpr uint32_t kExponent = 0x7f800000u, kLargest = 254u << 23;
+  static constexpr uint32_t kTarget = (100u + 127u + 127u) << 23;  // exponent fields that multiply to 2^100
+
+  float last = 1.2676506e30f, before = 0.0f;  // 2^100
+  uint32_t signs = 0;                         // of the minors, the newest lowest
+
+  /// Takes in one row; `coupling_square` of the first row is any finite number.
+  UNCOMP_HD void step(TridiagonalRow<float> row, float x) {
+    const float next = (row.diagonal - x) * last - row.coupling_square * before;
+    before = last;
+    last = next;
+    signs = (signs << 1) | (std::bit_cast<uint32_t>(next) >> 31);
+  }
+  /// The power of two that brings the larger of the last two to 2^100 .. 2^101, or at least nearer to it.
+  UNCOMP_HD float scale() const {
+    const float larger = std::fmax(std::fabs(last), std::fabs(before));
+    const uint32_t field = kTarget - (std::bit_cast<uint32_t>(larger) & kExponent);
+    return std::bit_cast<float>(min_of(field, kLargest));
+  }
+  /// May follow some rows behind the call of `scale` whose value it takes: the recurrence is linear.
+  UNCOMP_HD void rescale(float scale) {
+    last *= scale;
+    before *= scale;
+  }
+  /// Eigenvalues that the last `rows` rows, at most 31, have added to those below x.
+  UNCOMP_HD int negative_pivots(int rows) const {
+    const uint32_t changes = (signs ^ (signs >> 1)) & ((1u << rows) - 1u);
+#if defined(__CUDA_ARCH__)
+    return __popc(changes);
+#else
+    return std::popcount(changes);
+#endif
+  }
+};
+
+/// A row that is never below x: it pads matrices to a multiple of SturmMinors::kStride rows. x <= 4.
+inline constexpr TridiagonalRow<float> kSturmPadding = {8.0f, 0.0f};
 
 /// An interval [low, high] that holds an eigenvalue, cut by equally spaced probes.
 template <class T>

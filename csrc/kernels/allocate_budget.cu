@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+// Tables of more groups than a warp has lanes; smaller ones go to allocate_few_groups.cuh.
 // The rules of core/budget.h spread over a block: groups while lambda is sought, rows while tokens are handed out.
 // All sums are integers, so their order does not matter.
 #include "kernels/allocate_budget.h"
 
 #include "core/budget.h"
 #include "core/errors.h"
+#include "kernels/allocate_few_groups.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/runtime.h"
 
@@ -163,6 +165,15 @@ cudaError_t allocate_budget(const AllocateBudgetParams& params, cudaStream_t str
   if (params.count == 0 || params.rows == 0) return cudaSuccess;
   int32_t* error = nullptr;
   if (const cudaError_t err = error_word(&error); err != cudaSuccess) return err;
+  if (params.num_groups <= kFewGroups) {
+    const int32_t threads = min_of(kMaxThreads, round_up(params.rows, 32));
+    if (threads == 32) {
+      allocate_few_groups_kernel<true><<<params.count, threads, 0, stream>>>(params, error);
+    } else {
+      allocate_few_groups_kernel<false><<<params.count, threads, 0, stream>>>(params, error);
+    }
+    return cudaGetLastError();
+  }
   const void* kernel = reinterpret_cast<const void*>(&allocate_budget_kernel);
   const size_t shared = sizeof(uint32_t) * static_cast<size_t>(params.num_groups);
   // Static and dynamic shared memory share one limit, so the large size is asked for once it could matter.

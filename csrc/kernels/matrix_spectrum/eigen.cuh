@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both eigenvalue kernels share: the trace and its degenerate values, and a sum over 16 neighbouring threads.
+// What the eigenvalue kernels share: the trace and its degenerate values, and a sum over neighbouring threads.
 #pragma once
 
 #include <cmath>
@@ -19,20 +19,34 @@ __device__ __forceinline__ float warp_trace(const float* source, int n) {
 
 /// No token left gives zeros, NaN or Inf gives NaN; true when the block is done.
 __device__ __forceinline__ bool write_degenerate(float trace, int top, float* out) {
-  if (trace > 0.0f && trace < INFINITY) return false;
+  // A vote tells the compiler that the warp stays together.
+  if (__all_sync(kFullWarp, trace > 0.0f && trace < INFINITY)) return false;
   const float value = trace == 0.0f ? 0.0f : NAN;
   for (int r = threadIdx.x; r < top; r += blockDim.x) out[r] = value;
   return true;
 }
 
-/// Adds y[0 .. kCount - 1] over 16 neighbouring threads, of which this is number `t`. While several sums are left, a
-/// thread gives half of them away and keeps the other; then whole sums are added. Returns the sum of row *row, the same
-/// in the 16 / kCount threads that share it.
-template <int kCount>
-__device__ __forceinline__ float sum_rows(float (&y)[kCount], int t, int* row) {
-  static_assert(kCount == 4 || kCount == 8);
-  *row = 0;
-  int distance = 8;
+/// Sum over kLanes neighbouring threads, the same in all of them.
+template <int kLanes>
+__device__ __forceinline__ float lane_sum(float x) {
+#pragma unroll
+  for (int distance = 1; distance < kLanes; distance *= 2) x += __shfl_xor_sync(kFullWarp, x, distance);
+  return x;
+}
+
+/// Which of the sums of `sum_rows` thread `t` gets.
+template <int kLanes, int kCount>
+__device__ __forceinline__ int summed_row(int t) {
+  return t / (kLanes / kCount);
+}
+
+/// Adds y[0 .. kCount - 1] over kLanes neighbouring threads, of which this is number `t`. While several sums are left,
+/// a thread gives half of them away and keeps the other; then whole sums are added. Returns the sum of row
+/// summed_row(t), the same in the threads that share it.
+template <int kLanes, int kCount>
+__device__ __forceinline__ float sum_rows(float (&y)[kCount], int t) {
+  static_assert(kCount <= kLanes);
+  int distance = kLanes / 2;
 #pragma unroll
   for (int left = kCount / 2; left > 0; left /= 2, distance /= 2) {
     const bool upper = (t & distance) != 0;
@@ -42,14 +56,18 @@ __device__ __forceinline__ float sum_rows(float (&y)[kCount], int t, int* row) {
       const float keep = upper ? y[q + left] : y[q];
       y[q] = keep + __shfl_xor_sync(kFullWarp, give, distance);
     }
-    if (upper) *row += left;
   }
 #pragma unroll
   for (; distance > 0; distance /= 2) y[0] += __shfl_xor_sync(kFullWarp, y[0], distance);
   return y[0];
 }
 
-/// The kernel for dims 129 to 256.
-cudaError_t large_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream);
+// Dims 129 to 256.
+
+/// Launches clusters; *done tells whether the device can hold them.
+cudaError_t cluster_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream, bool* done);
+
+/// For every device: the matrix lies in shared memory.
+cudaError_t packed_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream);
 
 }  // namespace uncomp::kernels

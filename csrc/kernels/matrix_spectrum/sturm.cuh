@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multisection by a whole block: one round with a probe per thread over the whole range, then rounds in which the
-// threads share the wanted eigenvalues.
+// Multisection by a whole block: one round with the probes of all threads over the whole range, then rounds in which
+// the threads share the wanted eigenvalues. A thread walks the rows with two probes at once, so that one's arithmetic
+// fills the other's waits.
 #pragma once
 
 #include "core/sturm.h"
@@ -8,27 +9,100 @@
 
 namespace uncomp::kernels {
 
-/// Intervals are cut until they are this many times smaller than the largest eigenvalue's bound.
-inline constexpr float kSturmResolution = 1.5e7f;
+/// Intervals are cut to this width, or to this share of the largest eigenvalue's bound where that is larger. The
+/// eigenvalues add up to 1.
+inline constexpr float kSturmWidth = 6e-8f;
 
-/// Writes the `top` largest eigenvalues, descending, at least 0. `rows` [n] and `reached` [kThreads] lie in shared
-/// memory; top <= kThreads. Call by all threads, behind the barrier that completes `rows`.
+inline constexpr int kThreadProbes = 2;
+
+/// Rows are taken in this many at a time; a matrix is padded to whole chunks with kSturmPadding.
+inline constexpr int kSturmChunk = 16;
+
+__host__ __device__ constexpr int sturm_rows(int n) { return round_up(n, kSturmChunk); }
+
+/// above[q]: eigenvalues of the `padded` rows that are not below x[q].
+__device__ __forceinline__ void count_above(const TridiagonalRow<float>* rows, int padded,
+                                            const float (&x)[kThreadProbes], int (&above)[kThreadProbes]) {
+  static_assert(SturmMinors::kStride == 4);
+  SturmMinors minors[kThreadProbes];
+#pragma unroll
+  for (int q = 0; q < kThreadProbes; ++q) above[q] = padded;
+  float4 pair[kSturmChunk / 2];
+  const auto fetch = [&](int base) {
+#pragma unroll
+    for (int i = 0; i < kSturmChunk / 2; ++i) pair[i] = *reinterpret_cast<const float4*>(rows + base + 2 * i);
+  };
+  fetch(0);
+  for (int base = 0; base < padded; base += kSturmChunk) {
+    float4 now[kSturmChunk / 2];
+#pragma unroll
+    for (int i = 0; i < kSturmChunk / 2; ++i) now[i] = pair[i];
+    fetch(base + kSturmChunk < padded ? base + kSturmChunk : base);
+#pragma unroll
+    for (int i = 0; i < kSturmChunk / 2; i += 2) {
+      // Scales are found from the minors before two rows and used behind them, so that no row waits for one.
+      float scale[kThreadProbes];
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) scale[q] = minors[q].scale();
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) minors[q].step({now[i].x, now[i].y}, x[q]);
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) minors[q].step({now[i].z, now[i].w}, x[q]);
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) minors[q].rescale(scale[q]);
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) minors[q].step({now[i + 1].x, now[i + 1].y}, x[q]);
+#pragma unroll
+      for (int q = 0; q < kThreadProbes; ++q) minors[q].step({now[i + 1].z, now[i + 1].w}, x[q]);
+    }
+#pragma unroll
+    for (int q = 0; q < kThreadProbes; ++q) above[q] -= minors[q].negative_pivots(kSturmChunk);
+  }
+}
+
+/// An interval of a multisection; probes lie at low + step, low + 2 step, ...
+struct Section {
+  float low, width;
+
+  __device__ float probe(int i, float step) const { return low + step * static_cast<float>(i + 1); }
+  /// `reached`: how many probes are not above the eigenvalue.
+  __device__ void narrow(int reached, float step) {
+    low += step * static_cast<float>(reached);
+    width = step;
+  }
+  /// An interval that never left 0 holds nothing but rounding.
+  __device__ float value() const { return low > 0.0f ? low + 0.5f * width : 0.0f; }
+};
+
+/// Writes eigenvalues first .. first + count - 1 of the descending order, at least 0, to their places in `out`. `rows`
+/// [sturm_rows(n)] and `reached` [kThreadProbes * kThreads] lie in shared memory; count <= kThreads. Call by all
+/// threads, behind the barrier that completes `rows`.
 template <int kThreads>
-__device__ void write_top_eigenvalues(const TridiagonalRow<float>* rows, int n, int top, float* out, int* reached) {
-  const int thread = threadIdx.x, lane = thread % 32;
+__device__ void write_eigenvalues(const TridiagonalRow<float>* rows, int n, int first, int count, float* out,
+                                  int* reached) {
+  constexpr int kProbes = kThreads * kThreadProbes;
+  const int thread = threadIdx.x, lane = thread % 32, padded = sturm_rows(n), padding = padded - n;
   float reach = 0.0f;
   for (int i = lane; i < n; i += 32) reach = fmaxf(reach, gershgorin_reach(rows, n, i));
-  Bracket<float> bracket = nonnegative_bracket(warp_max(reach));
-  reached[thread] = n - sturm_count(rows, n, bracket.probe(thread, kThreads));
+  Section section{0.0f, nonnegative_bracket(warp_max(reach)).high};
+  const float narrow_enough = kSturmWidth * fmaxf(section.width, 1.0f);
+  float step = section.width * (1.0f / (kProbes + 1));
+  float x[kThreadProbes];
+  int above[kThreadProbes];
+#pragma unroll
+  for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(thread + q * kThreads, step);
+  count_above(rows, padded, x, above);
+#pragma unroll
+  for (int q = 0; q < kThreadProbes; ++q) reached[thread + q * kThreads] = above[q] - padding;
   __syncthreads();
 
-  int group = 32;  // probes an eigenvalue
-  while (group > 1 && group * top > kThreads) group /= 2;
-  const int wanted = thread / group, index = wanted < top ? wanted : top - 1;
-  if (thread / 32 * 32 / group >= top) return;  // the whole warp
+  int group = 32;  // threads an eigenvalue
+  while (group > 1 && group * count > kThreads) group /= 2;
+  const int wanted = thread / group, index = first + wanted;
+  if (thread / 32 * 32 / group >= count) return;  // the whole warp
 
   // reached[] falls with the probe: the number of probes that at least index + 1 eigenvalues reach.
-  int low = 0, high = kThreads;
+  int low = 0, high = kProbes;
   while (low < high) {
     const int middle = (low + high) / 2;
     if (reached[middle] > index) {
@@ -37,15 +111,25 @@ __device__ void write_top_eigenvalues(const TridiagonalRow<float>* rows, int n, 
       high = middle;
     }
   }
-  bracket.narrow(low, kThreads);
+  section.narrow(low, step);
 
+  const int probes = group * kThreadProbes;
   const unsigned group_mask = group == 32 ? kFullWarp : (1u << group) - 1;
-  for (float cut = kThreads + 1; cut < kSturmResolution; cut *= static_cast<float>(group + 1)) {
-    const float x = bracket.probe(lane % group, group);
-    const unsigned votes = __ballot_sync(kFullWarp, n - sturm_count(rows, n, x) > index);
-    bracket.narrow(__popc(votes >> (lane / group * group) & group_mask), group);
+  const float share = 1.0f / static_cast<float>(probes + 1);
+  while (section.width > narrow_enough && section.width < INFINITY) {
+    step = section.width * share;
+#pragma unroll
+    for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(lane % group + q * group, step);
+    count_above(rows, padded, x, above);
+    int reaching = 0;
+#pragma unroll
+    for (int q = 0; q < kThreadProbes; ++q) {
+      const unsigned votes = __ballot_sync(kFullWarp, above[q] - padding > index);
+      reaching += __popc(votes >> (lane / group * group) & group_mask);
+    }
+    section.narrow(reaching, step);
   }
-  if (wanted < top && lane % group == 0) out[wanted] = bracket.value();
+  if (wanted < count && lane % group == 0) out[index] = section.value();
 }
 
 }  // namespace uncomp::kernels

@@ -78,22 +78,32 @@ std::vector<double> normalised(std::vector<double> values) {
 TEST_CASE("a reflector clears the tail and keeps the length", "[householder]") {
   for (const double alpha : {0.0, 0.3, -0.3, 1e-12, 1.0}) {
     const std::vector<double> tail{0.1, -0.2, 0.05};
-    double square = 0.0;
+    double square = alpha * alpha;
     for (const double x : tail) square += x * x;
     const Reflector<double> r = make_reflector(alpha, square);
-    double dot = alpha;  // v . column
-    for (const double x : tail) dot += r.scale * x * x;
-    REQUIRE(alpha - r.tau * dot == Approx(r.beta));
-    for (const double x : tail) REQUIRE(std::abs(x - r.tau * dot * r.scale * x) < 1e-15);
-    REQUIRE(r.beta * r.beta == Approx(alpha * alpha + square));
+    double dot = r.head * alpha;  // v . column
+    for (const double x : tail) dot += x * x;
+    REQUIRE(alpha - r.tau * dot * r.head == Approx(r.beta));
+    for (const double x : tail) REQUIRE(std::abs(x - r.tau * dot * x) < 1e-15);
+    REQUIRE(r.beta * r.beta == Approx(square));
     REQUIRE(r.beta * alpha <= 0.0);
   }
 }
 
-TEST_CASE("a column without a tail is left as it is", "[householder]") {
-  REQUIRE(make_reflector(0.5f, 0.0f).tau == 0.0f);
-  REQUIRE(make_reflector(0.5f, 0.0f).beta == 0.5f);
-  REQUIRE(make_reflector(0.0f, 1e-40f).tau == 0.0f);
+TEST_CASE("a column without a tail only changes its sign", "[householder]") {
+  const Reflector<float> r = make_reflector(0.5f, 0.25f);
+  REQUIRE(r.beta == -0.5f);
+  REQUIRE(r.head == 1.0f);
+  REQUIRE(r.tau * r.head * r.head == Approx(2.0f));
+}
+
+TEST_CASE("a column of zeros, and one that is as good as zero, is left as it is", "[householder]") {
+  for (const float alpha : {0.0f, 1e-13f}) {
+    const Reflector<float> r = make_reflector(alpha, alpha * alpha);
+    REQUIRE(r.tau == 0.0f);
+    REQUIRE(r.beta == 0.0f);
+    REQUIRE(r.head == alpha);
+  }
 }
 
 TEST_CASE("spectra with shares of 1 come back: random, rank 1, equal, duplicated, geometric", "[householder]") {

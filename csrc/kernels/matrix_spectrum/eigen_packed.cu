@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eigenvalues of matrices of 129 to 256 channels, one block each. The lower triangle lies packed in shared memory: row
+// Eigenvalues of matrices of 129 to 256 channels, one block each, where no cluster can hold
+// them. The lower triangle lies packed in shared memory: row
 // i starts at i (i + 1) / 2, and 32 neighbouring rows of one column fall into 32 different banks, because triangular
 // numbers run through all residues of a power of two. Two threads a row take turns at blocks of 4 columns.
 #include "core/householder.h"
@@ -16,19 +17,19 @@ constexpr int kThreads = 2 * kTile;
 
 __host__ __device__ constexpr int row_start(int i) { return i * (i + 1) / 2; }
 
-struct LargeShared {
+struct PackedShared {
   alignas(16) float v[kTile];
   alignas(16) float w[kTile];
   float product[2][kTile];  // A v, the two threads of a row
-  TridiagonalRow<float> rows[kTile];
-  int reached[kThreads];
+  alignas(16) TridiagonalRow<float> rows[kTile];
+  int reached[kThreadProbes * kThreads];
   float a[row_start(kTile)];  // lower triangle
 };
-static_assert(sizeof(LargeShared) <= 163 * 1024);
+static_assert(sizeof(PackedShared) <= 163 * 1024);
 
-__global__ void __launch_bounds__(kThreads, 1) large_eigen_kernel(const float* gram, float* spectrum, int n, int top) {
+__global__ void __launch_bounds__(kThreads, 1) packed_eigen_kernel(const float* gram, float* spectrum, int n, int top) {
   extern __shared__ __align__(16) unsigned char bytes[];
-  LargeShared& shared = *reinterpret_cast<LargeShared*>(bytes);
+  PackedShared& shared = *reinterpret_cast<PackedShared*>(bytes);
   float* a = shared.a;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int i = thread % kTile, part = thread / kTile;  // row of this thread, and which of its two threads
@@ -43,24 +44,26 @@ __global__ void __launch_bounds__(kThreads, 1) large_eigen_kernel(const float* g
     for (int c = lane; c <= r; c += 32) a[row_start(r) + c] = source[r * kTile + c] * scale;
   }
   if (thread == 0) shared.rows[0].coupling_square = 0.0f;
+  if (n + thread < sturm_rows(n)) shared.rows[n + thread] = kSturmPadding;
   __syncthreads();
 
   for (int next = 1; next < n; ++next) {
     const int column = next - 1;
     // Reflector; every warp computes it alike.
-    float tail_square = 0.0f;
-    for (int r = next + 1 + lane; r < n; r += 32) {
+    float square = 0.0f;
+    for (int r = next + lane; r < n; r += 32) {
       const float x = a[row_start(r) + column];
-      tail_square += x * x;
+      square += x * x;
     }
-    const Reflector<float> reflector = make_reflector(a[row_start(next) + column], warp_sum(tail_square));
+    square = warp_sum(square);
+    const Reflector<float> reflector = make_reflector(a[row_start(next) + column], square);
     if (thread == 0) {
       shared.rows[column].diagonal = a[row_start(column) + column];
-      shared.rows[next].coupling_square = tridiagonal_row(0.0f, reflector.beta).coupling_square;
+      shared.rows[next].coupling_square = max_of(square, kCouplingFloor<float>);
     }
     if (reflector.tau == 0.0f) continue;  // the whole block, which has changed nothing
     const bool alive = i >= next && i < n;
-    const float v = !alive ? 0.0f : (i == next ? 1.0f : a[row_start(i) + column] * reflector.scale);
+    const float v = !alive ? 0.0f : (i == next ? reflector.head : a[row_start(i) + column]);
     if (part == 0) shared.v[i] = v;
     __syncthreads();
 
@@ -82,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1) large_eigen_kernel(const float* g
     // w = tau A v - (tau^2 / 2) (v^T A v) v
     float dot = 0.0f;
     for (int r = next + lane; r < n; r += 32) dot += shared.v[r] * (shared.product[0][r] + shared.product[1][r]);
-    const float along = 0.5f * reflector.tau * reflector.tau * warp_sum(dot);
+    const float along = 0.5f * reflector.tau * (reflector.tau * warp_sum(dot));
     const float w = alive ? reflector.tau * (shared.product[0][i] + shared.product[1][i]) - along * v : 0.0f;
     if (part == 0) shared.w[i] = w;
     __syncthreads();
@@ -103,19 +106,19 @@ __global__ void __launch_bounds__(kThreads, 1) large_eigen_kernel(const float* g
   }
   if (thread == 0) shared.rows[n - 1].diagonal = a[row_start(n - 1) + n - 1];
   __syncthreads();
-  write_top_eigenvalues<kThreads>(shared.rows, n, top, out, shared.reached);
+  write_eigenvalues<kThreads>(shared.rows, n, 0, top, out, shared.reached);
 }
 
 }  // namespace
 
-cudaError_t large_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream) {
-  constexpr size_t kBytes = sizeof(LargeShared);
-  if (const cudaError_t err = allow_shared_memory(reinterpret_cast<const void*>(large_eigen_kernel), kBytes);
+cudaError_t packed_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream) {
+  constexpr size_t kBytes = sizeof(PackedShared);
+  if (const cudaError_t err = allow_shared_memory(reinterpret_cast<const void*>(packed_eigen_kernel), kBytes);
       err != cudaSuccess) {
     return err;
   }
   const unsigned matrices = static_cast<unsigned>(params.batch) * params.heads;
-  large_eigen_kernel<<<matrices, kThreads, kBytes, stream>>>(gram, params.spectrum, params.dim, params.top);
+  packed_eigen_kernel<<<matrices, kThreads, kBytes, stream>>>(gram, params.spectrum, params.dim, params.top);
   return cudaGetLastError();
 }
 
