@@ -62,12 +62,4 @@ __device__ __forceinline__ float sum_rows(float (&y)[kCount], int t) {
   return y[0];
 }
 
-// Dims 129 to 256.
-
-/// Launches clusters; *done tells whether the device can hold them.
-cudaError_t cluster_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream, bool* done);
-
-/// For every device: the matrix lies in shared memory.
-cudaError_t packed_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream);
-
 }  // namespace uncomp::kernels

@@ -3,6 +3,7 @@
 // Every block owns 8 of each 32 rows and sends what it found about them to all four; a transaction barrier in each
 // counts the bytes, so that no cluster-wide barrier stands between two columns.
 #include "kernels/common/cluster.cuh"
+#include "kernels/matrix_spectrum/stages.h"
 #include "kernels/matrix_spectrum/sturm.cuh"
 #include "kernels/matrix_spectrum/sweep.cuh"
 #include "kernels/runtime.h"

@@ -28,8 +28,14 @@ cudaError_t stream_gram_runs(const MatrixSpectrumParams& params, int32_t tile, b
 cudaError_t stream_gram(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* sums,
                         float4* partial, float* gram, cudaStream_t stream);
 
-/// The `top` largest eigenvalues of gram / trace.
+/// The `top` largest eigenvalues of gram / trace. Reads spectrum, batch, heads, dim and top of the parameters.
 cudaError_t eigenvalues(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* gram,
                         cudaStream_t stream);
+
+/// The same for 129 to 256 channels by clusters of blocks; *done tells whether the device can hold them.
+cudaError_t cluster_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream, bool* done);
+
+/// The same for 129 to 256 channels on every device: the matrix lies in shared memory.
+cudaError_t packed_eigenvalues(const MatrixSpectrumParams& params, const float* gram, cudaStream_t stream);
 
 }  // namespace uncomp::kernels
