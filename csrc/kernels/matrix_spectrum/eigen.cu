@@ -17,7 +17,7 @@ struct EigenShared {
   // Two of each in turn: a thread may be a column ahead of the readers.
   alignas(16) float column[2][kTile];
   alignas(16) float product[2][kTile];
-  alignas(16) float along[2][16];  // a summand per group
+  alignas(16) float along[2][8];  // a summand per two groups
   alignas(16) TridiagonalRow<float> rows[kTile];
   int reached[kThreadProbes * 128];
 };
@@ -65,8 +65,8 @@ struct BlockExchange {
       for (int q = 0; q < 4; ++q) x[q] = local % 2 == 0 ? s.a[kRow][c + q] : s.a[kRow + 1][c + q];
       store_if(g == local / 2, &shared.column[buffer][D::column(c, t)], x);
     }
-    along = lane_sum<D::kLanes>(along);
-    if (t == 0) shared.along[buffer][g] = along;
+    along = lane_sum<2 * D::kLanes>(along);
+    if (t == 0) shared.along[buffer][g / 2] = along;
     const int row = kRow + summed_row<D::kLanes, kSums>(t);
     const float total = sum_rows<D::kLanes>(y, t);
     if (kRow + kSums == D::kRows || row < D::kRows) shared.product[buffer][D::row(row, g)] = total;
@@ -74,12 +74,8 @@ struct BlockExchange {
 
     const float* column = shared.column[buffer];
     const float* product = shared.product[buffer];
-    float sum[4];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const float4 x = *reinterpret_cast<const float4*>(&shared.along[buffer][4 * q]);
-      sum[q] = (x.x + x.y) + (x.z + x.w);
-    }
+    const float4 front = *reinterpret_cast<const float4*>(&shared.along[buffer][0]);
+    const float4 back = *reinterpret_cast<const float4*>(&shared.along[buffer][4]);
     in.a_first = column[first];
     in.y_first = product[first];
 #pragma unroll
@@ -93,7 +89,7 @@ struct BlockExchange {
       load(column + j, in.a.column[c], in.a.column[c + 1], in.a.column[c + 2], in.a.column[c + 3]);
       load(product + j, in.y.column[c], in.y.column[c + 1], in.y.column[c + 2], in.y.column[c + 3]);
     }
-    in.along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    in.half_along = ((front.x + front.y) + (front.z + front.w)) + ((back.x + back.y) + (back.z + back.w));
   }
 };
 
@@ -106,7 +102,7 @@ __global__ void __launch_bounds__(128, 2) eigen_kernel(const float* gram, float*
   float* out = spectrum + static_cast<int64_t>(blockIdx.x) * top;
   if (!tridiagonal_rows<D>(source, BlockExchange<kTile>{shared, g, t}, shared.rows, g, t, n, top, out)) return;
   __syncthreads();
-  write_eigenvalues<D::kThreads>(shared.rows, n, 0, top, out, shared.reached);
+  write_eigenvalues<D::kThreads>(shared.rows, n, 0, top, top, out, shared.reached);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ using D = Dealing<kTile, 16, kBlocks>;
 struct ClusterShared {
   // Two of each in turn: a block may be a column ahead of the readers.
   alignas(16) float2 found[2][kTile];  // A c and the next column
-  alignas(16) float along[2][16];      // c . A c, a summand per warp of the cluster
+  alignas(16) float along[2][16];      // c . A c / 2, a summand per warp of the cluster
   alignas(16) TridiagonalRow<float> rows[kTile];
   alignas(8) uint64_t arrived[2];
   int reached[kThreadProbes * D::kThreads];
@@ -122,7 +122,7 @@ struct ClusterExchange {
       in.y.column[c + 1] = x.z;
       in.a.column[c + 1] = x.w;
     }
-    in.along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    in.half_along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 };
 #endif
@@ -146,8 +146,8 @@ __global__ void __launch_bounds__(D::kThreads, 2)
   __syncthreads();
   // Every block has the whole tridiagonal matrix and takes a share of the eigenvalues. Nothing is sent any more: what
   // others sent has been waited for.
-  const int share = ceil_div(top, kBlocks), begin = rank * share;
-  write_eigenvalues<D::kThreads>(shared.rows, n, begin, min_of(share, top - begin), out, shared.reached);
+  const int share = ceil_div(top, kBlocks);
+  write_eigenvalues<D::kThreads>(shared.rows, n, rank * share, share, top, out, shared.reached);
 #endif
 }
 

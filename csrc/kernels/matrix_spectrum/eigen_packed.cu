@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1) packed_eigen_kernel(const float* 
   }
   if (thread == 0) shared.rows[n - 1].diagonal = a[row_start(n - 1) + n - 1];
   __syncthreads();
-  write_eigenvalues<kThreads>(shared.rows, n, 0, top, out, shared.reached);
+  write_eigenvalues<kThreads>(shared.rows, n, 0, top, top, out, shared.reached);
 }
 
 }  // namespace

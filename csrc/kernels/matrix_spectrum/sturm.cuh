@@ -60,37 +60,43 @@ __device__ __forceinline__ void count_above(const TridiagonalRow<float>* rows, i
   }
 }
 
-/// An interval of a multisection; probes lie at low + step, low + 2 step, ...
+/// An interval that is cut by equally spaced probes. Intervals nest, and those of different eigenvalues meet in the
+/// same float at most, so that the values descend whatever the rounding.
 struct Section {
-  float low, width;
+  float low, high;
 
-  __device__ float probe(int i, float step) const { return low + step * static_cast<float>(i + 1); }
+  /// `share`: 1 / (number of probes + 1).
+  __device__ float probe(int i, float share) const {
+    return fminf(__fmaf_rn((high - low) * share, static_cast<float>(i + 1), low), high);
+  }
   /// `reached`: how many probes are not above the eigenvalue.
-  __device__ void narrow(int reached, float step) {
-    low += step * static_cast<float>(reached);
-    width = step;
+  __device__ void narrow(int reached, int probes, float share) {
+    const float above = reached == probes ? high : probe(reached, share);
+    low = reached == 0 ? low : probe(reached - 1, share);
+    high = above;
   }
   /// An interval that never left 0 holds nothing but rounding.
-  __device__ float value() const { return low > 0.0f ? low + 0.5f * width : 0.0f; }
+  __device__ float value() const { return low > 0.0f ? fminf(low + 0.5f * (high - low), high) : 0.0f; }
 };
 
-/// Writes eigenvalues first .. first + count - 1 of the descending order, at least 0, to their places in `out`. `rows`
-/// [sturm_rows(n)] and `reached` [kThreadProbes * kThreads] lie in shared memory; count <= kThreads. Call by all
-/// threads, behind the barrier that completes `rows`.
+/// Writes eigenvalues first .. first + count - 1 of the descending order, at least 0, to their places in out [top], as
+/// far as they lie there. `rows` [sturm_rows(n)] and `reached` [kThreadProbes * kThreads] lie in shared memory; count
+/// <= kThreads, and the same in all blocks that share a matrix, so that they probe alike. Call by all threads, behind
+/// the barrier that completes `rows`.
 template <int kThreads>
-__device__ void write_eigenvalues(const TridiagonalRow<float>* rows, int n, int first, int count, float* out,
+__device__ void write_eigenvalues(const TridiagonalRow<float>* rows, int n, int first, int count, int top, float* out,
                                   int* reached) {
   constexpr int kProbes = kThreads * kThreadProbes;
   const int thread = threadIdx.x, lane = thread % 32, padded = sturm_rows(n), padding = padded - n;
   float reach = 0.0f;
   for (int i = lane; i < n; i += 32) reach = fmaxf(reach, gershgorin_reach(rows, n, i));
   Section section{0.0f, nonnegative_bracket(warp_max(reach)).high};
-  const float narrow_enough = kSturmWidth * fmaxf(section.width, 1.0f);
-  float step = section.width * (1.0f / (kProbes + 1));
+  float share = 1.0f / (kProbes + 1), width = section.high * share;
+  const float narrow_enough = kSturmWidth * fmaxf(section.high, 1.0f);
   float x[kThreadProbes];
   int above[kThreadProbes];
 #pragma unroll
-  for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(thread + q * kThreads, step);
+  for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(thread + q * kThreads, share);
   count_above(rows, padded, x, above);
 #pragma unroll
   for (int q = 0; q < kThreadProbes; ++q) reached[thread + q * kThreads] = above[q] - padding;
@@ -111,15 +117,15 @@ __device__ void write_eigenvalues(const TridiagonalRow<float>* rows, int n, int 
       high = middle;
     }
   }
-  section.narrow(low, step);
+  section.narrow(low, kProbes, share);
 
   const int probes = group * kThreadProbes;
   const unsigned group_mask = group == 32 ? kFullWarp : (1u << group) - 1;
-  const float share = 1.0f / static_cast<float>(probes + 1);
-  while (section.width > narrow_enough && section.width < INFINITY) {
-    step = section.width * share;
+  share = 1.0f / static_cast<float>(probes + 1);
+  // The width without rounding, so that all warps take the same number of rounds and none takes one for ever.
+  for (; width > narrow_enough && width < INFINITY; width *= share) {
 #pragma unroll
-    for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(lane % group + q * group, step);
+    for (int q = 0; q < kThreadProbes; ++q) x[q] = section.probe(lane % group + q * group, share);
     count_above(rows, padded, x, above);
     int reaching = 0;
 #pragma unroll
@@ -127,9 +133,9 @@ __device__ void write_eigenvalues(const TridiagonalRow<float>* rows, int n, int 
       const unsigned votes = __ballot_sync(kFullWarp, above[q] - padding > index);
       reaching += __popc(votes >> (lane / group * group) & group_mask);
     }
-    section.narrow(reaching, step);
+    section.narrow(reaching, probes, share);
   }
-  if (wanted < count && lane % group == 0) out[index] = section.value();
+  if (wanted < count && index < top && lane % group == 0) out[index] = section.value();
 }
 
 }  // namespace uncomp::kernels

@@ -54,7 +54,7 @@ template <class D>
 struct Incoming {
   Slice<D> a, y;
   float a_first, y_first;  // at the first row that is alive
-  float along;             // c . A c
+  float half_along;        // c . A c / 2
 };
 
 /// x[q] with a run-time q; kCount is 2 or 4.
@@ -141,10 +141,10 @@ __device__ __forceinline__ void reduce_columns(MatrixState<D>& s, const Exchange
     for (int r = kRow; r < D::kRows; ++r) along += s.c.row[r] * y[r - kRow];
 
     Incoming<D> in;
-    exchange.template run<kBlock>(s, y, along, first, in);
+    exchange.template run<kBlock>(s, y, 0.5f * along, first, in);
 
     // u = tau v and z = A v - (tau / 2) (v . A v) v.
-    const float half = 0.5f * (in.along - reflector.beta * (2.0f * in.y_first - reflector.beta * in.a_first));
+    const float half = in.half_along - reflector.beta * (in.y_first - 0.5f * reflector.beta * in.a_first);
     const float u_first = reflector.tau * reflector.head;
     const float z_first = in.y_first - reflector.beta * in.a_first - half * u_first;
     const auto advance = [&](int i, bool edge, float a, float y, float& c, float& u, float& z) {

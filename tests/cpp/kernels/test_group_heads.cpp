@@ -16,7 +16,7 @@ using namespace uncomp::test;
 
 TEST_CASE("ranks equal a stable sort and nothing else is written", "[group_heads]") {
   std::mt19937 random(3);
-  for (const int32_t rows : {1, 31, 32, 33, 255, 256, 257, 1000}) {
+  for (const int32_t rows : {1, 31, 32, 33, 255, 256, 257, 1000, 1024, 1025, 2500}) {
     const int32_t count = 3, stride = rows + 5, groups = std::min(rows, 7);
     std::vector<float> values(static_cast<size_t>(count) * stride);
     for (float& v : values) v = random() % 11 == 0 ? std::nanf("") : static_cast<float>(random() % 64) - 20;
