@@ -2,10 +2,14 @@
 // Launches of the tensor-core kernels for one half-precision type: the smallest head-dim tile that holds head_dim.
 #pragma once
 
+#include <utility>
+
 #include "core/dispatch.h"
 #include "kernels/runtime.h"
 #include "kernels/window_scores/lse_pass.cuh"
 #include "kernels/window_scores/score_pass.cuh"
+#include "kernels/window_scores/stream_lse.cuh"
+#include "kernels/window_scores/stream_scores.cuh"
 #include "kernels/window_scores/vote_pass.cuh"
 
 namespace uncomp::kernels {
@@ -53,6 +57,49 @@ cudaError_t launch_score_pass(const ScorePass& pass, int64_t items, cudaStream_t
     const int32_t queries = round_up(heads.heads_per_chunk * heads.tiles_per_head, 2) * kQueryTile;
     const size_t shared = queries * tile() * sizeof(T) + Tile::kKeyBytes;
     return launch(&score_pass_kernel<T, tile()>, pass, dim3(static_cast<unsigned>(items)), shared, stream);
+  });
+}
+
+template <class T>
+cudaError_t streams_built(int32_t head_dim, bool* built) {
+  return with_tile<T>(head_dim, [&](auto tile) {
+    const auto kernel = &stream_lse_kernel<T, tile()>;
+    static const cudaFuncAttributes attributes = [](auto of) {
+      cudaFuncAttributes known{};
+      if (cudaFuncGetAttributes(&known, of) != cudaSuccess) (void)cudaGetLastError();
+      return known;
+    }(kernel);
+    // Code for sm_80, also when it is compiled from PTX for a newer device, holds empty bodies.
+    *built = attributes.ptxVersion >= 90;
+    return cudaSuccess;
+  });
+}
+
+template <class T>
+cudaError_t launch_streams(const LsePass& lse, const ScorePass& score, int64_t items, cudaStream_t stream) {
+  return with_tile<T>(lse.params.head_dim, [&](auto tile) {
+    using Stream = KeyStream<T, tile()>;
+    constexpr size_t kSums = TileSums::bytes(Stream::kKeys);
+    static_assert(Stream::kBytes + kSums + 8 * 1024 <= size_t{227} * 1024);
+    const auto first = &stream_lse_kernel<T, tile()>;
+    const auto second = &stream_scores_kernel<T, tile()>;
+    for (const auto& [kernel, bytes] : {std::pair{reinterpret_cast<const void*>(first), Stream::kBytes},
+                                        std::pair{reinterpret_cast<const void*>(second), Stream::kBytes + kSums}}) {
+      if (const cudaError_t err = allow_shared_memory(kernel, bytes); err != cudaSuccess) return err;
+    }
+    first<<<static_cast<unsigned>(items), Stream::kThreads, Stream::kBytes, stream>>>(lse);
+    if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(items));
+    config.blockDim = dim3(Stream::kThreads);
+    config.dynamicSmemBytes = Stream::kBytes + kSums;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, second, score);
   });
 }
 

@@ -16,10 +16,12 @@ struct LsePass {
   float2* partial;  // [items, g * W] (max, total) in powers of two
 };
 
-/// Pass 2: one block a (row, run of columns).
+/// Pass 2: one block a (row, run of columns). On sm_90a one block a run of keys, as in pass 1.
 struct ScorePass {
   WindowScoresParams params;
   int32_t run;  // columns
+  RowRuns runs;
+  const float2* partial;  // of pass 1, for sm_90a
 };
 
 /// Votes: one block a run of slots.
@@ -32,6 +34,12 @@ template <class T>
 cudaError_t launch_lse_pass(const LsePass& pass, int64_t items, cudaStream_t stream);
 template <class T>
 cudaError_t launch_score_pass(const ScorePass& pass, int64_t items, cudaStream_t stream);
+/// Whether this program holds the kernels of both passes for sm_90a.
+template <class T>
+cudaError_t streams_built(int32_t head_dim, bool* built);
+/// Both passes on sm_90a; the second starts before the first has ended and merges its partial results itself.
+template <class T>
+cudaError_t launch_streams(const LsePass& lse, const ScorePass& score, int64_t items, cudaStream_t stream);
 template <class T>
 cudaError_t launch_vote_pass(const VotePass& pass, int64_t items, cudaStream_t stream);
 

@@ -8,11 +8,6 @@
 
 namespace uncomp::kernels {
 
-/// Joins the result of one chunk of heads with what earlier chunks left.
-__device__ __forceinline__ float join_chunks(Reduce reduce, float earlier, float now) {
-  return reduce == Reduce::max ? max_or_nan(earlier, now) : earlier + now;
-}
-
 template <class T, int kTile>
 __global__ void __launch_bounds__(kWindowThreads, 3) score_pass_kernel(const __grid_constant__ ScorePass pass) {
   using Tile = Tile<T, kTile>;

@@ -28,6 +28,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
 /// The larger one; NaN wins.
 __device__ __forceinline__ float max_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
+/// Joins the result of one chunk of heads with what earlier chunks left.
+__device__ __forceinline__ float join_chunks(Reduce reduce, float earlier, float now) {
+  return reduce == Reduce::max ? max_or_nan(earlier, now) : earlier + now;
+}
+
 /// Sum over the four lanes that hold the columns of one matrix row.
 template <class V>
 __device__ __forceinline__ V quad_sum(V x) {

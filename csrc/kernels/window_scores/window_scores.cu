@@ -2,7 +2,10 @@
 // window_scores: runs, pass 1, the ordered merge of its partial sums, pass 2, and the norms of values.
 #include "kernels/window_scores/window_scores.h"
 
+#include <type_traits>
+
 #include "core/dispatch.h"
+#include "core/stream_plan.h"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/types.cuh"
 #include "kernels/runtime.h"
@@ -68,6 +71,21 @@ __global__ void __launch_bounds__(kWindowThreads) value_norm_kernel(const __grid
   }
 }
 
+/// Pass 1, the merge of its partial results, pass 2.
+template <class T>
+cudaError_t launch_passes(const LsePass& lse, const ScorePass& score, int64_t items, int64_t columns, int64_t queries,
+                          cudaStream_t stream) {
+  if (items > 0) {
+    if (const cudaError_t err = launch_lse_pass<T>(lse, items, stream); err != cudaSuccess) return err;
+  }
+  if (queries > 0) {
+    const int64_t blocks = ceil_div<int64_t>(queries, kWindowWarps);
+    merge_lse_kernel<<<static_cast<unsigned>(blocks), kWindowThreads, 0, stream>>>(lse);
+    if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
+  }
+  return columns == 0 ? cudaSuccess : launch_score_pass<T>(score, columns, stream);
+}
+
 /// Calls f with the launches of the dtype.
 template <class F>
 cudaError_t with_dtype(DType dtype, F&& f) {
@@ -76,53 +94,69 @@ cudaError_t with_dtype(DType dtype, F&& f) {
   return err;
 }
 
-cudaError_t plan_runs(const WindowScoresParams& params, RowRuns* runs, int32_t* score_run) {
+struct Plan {
+  bool streams;  // the kernels of sm_90a
+  RowRuns runs;
+  int32_t score_run;  // columns, where pass 2 is cut by columns
+};
+
+cudaError_t plan_of(const WindowScoresParams& params, Plan* plan) {
   DeviceInfo device{};
   if (const cudaError_t err = device_info(&device); err != cudaSuccess) return err;
   const int32_t tile = head_dim_tile(params.head_dim);
   if (tile == 0) return cudaErrorInvalidValue;
+  plan->streams = false;
+  if (device.capability == 90 && params.dtype != DType::float32) {
+    const cudaError_t err = params.dtype == DType::float16
+                                ? streams_built<__half>(params.head_dim, &plan->streams)
+                                : streams_built<__nv_bfloat16>(params.head_dim, &plan->streams);
+    if (err != cudaSuccess) return err;
+  }
   const int64_t tokens = params.rows.in_arena() ? params.rows.arena.capacity
                                                 : static_cast<int64_t>(params.num_rows) * params.rows.dense.seq_len;
-  *runs = {params.rows, params.num_rows, run_tokens(tokens, tile, 4 * device.sm_count)};
-  *score_run = run_tokens(static_cast<int64_t>(params.num_rows) * params.width, tile, 4 * device.sm_count);
+  const int32_t run = plan->streams
+                          ? stream_run_tokens(params.rows, params.num_rows, stream_keys(tile), device.sm_count)
+                          : run_tokens(tokens, tile, 4 * device.sm_count);
+  plan->runs = {params.rows, params.num_rows, run};
+  plan->score_run = run_tokens(static_cast<int64_t>(params.num_rows) * params.width, tile, 4 * device.sm_count);
   return cudaSuccess;
 }
 
 }  // namespace
 
 cudaError_t window_scores_workspace_bytes(const WindowScoresParams& params, size_t* bytes) {
-  RowRuns runs{};
-  int32_t score_run = 0;
-  if (const cudaError_t err = plan_runs(params, &runs, &score_run); err != cudaSuccess) return err;
-  *bytes = static_cast<size_t>(runs.items()) * params.group_size * params.window * sizeof(float2);
+  Plan plan{};
+  if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
+  *bytes = static_cast<size_t>(plan.runs.items()) * params.group_size * params.window * sizeof(float2);
   return cudaSuccess;
 }
 
 cudaError_t window_scores(const WindowScoresParams& params, void* workspace, cudaStream_t stream) {
-  RowRuns runs{};
-  int32_t score_run = 0;
-  if (const cudaError_t err = plan_runs(params, &runs, &score_run); err != cudaSuccess) return err;
-  const LsePass lse{params, runs, static_cast<float2*>(workspace)};
-  const ScorePass score{params, score_run};
-  const int64_t items = runs.items();
-  const int64_t columns = static_cast<int64_t>(params.num_rows) * ceil_div(params.width, score_run);
+  Plan plan{};
+  if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
+  const LsePass lse{params, plan.runs, static_cast<float2*>(workspace)};
+  const ScorePass score{params, plan.score_run, plan.runs, lse.partial};
+  const int64_t items = plan.runs.items();
+  const int64_t columns = static_cast<int64_t>(params.num_rows) * ceil_div(params.width, plan.score_run);
   const int64_t queries = static_cast<int64_t>(params.batch) * params.num_q_heads * params.window;
   if (items > kMaxBlocks || columns > kMaxBlocks || ceil_div<int64_t>(queries, kWindowWarps) > kMaxBlocks) {
     return cudaErrorInvalidConfiguration;
   }
   return with_dtype(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (items > 0) {
-      if (const cudaError_t err = launch_lse_pass<T>(lse, items, stream); err != cudaSuccess) return err;
+    bool scored = false;
+    if constexpr (!std::is_same_v<T, float>) {
+      if (plan.streams && items > 0) {
+        if (const cudaError_t err = launch_streams<T>(lse, score, items, stream); err != cudaSuccess) return err;
+        scored = true;
+      }
     }
-    if (queries > 0) {
-      const int64_t blocks = ceil_div<int64_t>(queries, kWindowWarps);
-      merge_lse_kernel<<<static_cast<unsigned>(blocks), kWindowThreads, 0, stream>>>(lse);
-      if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
+    if (!scored) {
+      if (const cudaError_t err = launch_passes<T>(lse, score, items, columns, queries, stream); err != cudaSuccess) {
+        return err;
+      }
     }
-    if (columns == 0) return cudaSuccess;
-    if (const cudaError_t err = launch_score_pass<T>(score, columns, stream); err != cudaSuccess) return err;
-    if (params.value == nullptr) return cudaSuccess;
+    if (params.value == nullptr || columns == 0) return cudaSuccess;
     value_norm_kernel<T><<<static_cast<unsigned>(columns), kWindowThreads, 0, stream>>>(score);
     return cudaGetLastError();
   });

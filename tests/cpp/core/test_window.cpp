@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/dispatch.h"
+#include "core/stream_plan.h"
 #include "support/catch.hpp"
 
 using namespace uncomp;
@@ -122,4 +123,50 @@ TEST_CASE("the last query sees every token and older ones stop at themselves", "
   REQUIRE(newest_visible(100, 8, 0) == 92);
   REQUIRE(newest_visible(3, 8, 4) == -1);
   REQUIRE(newest_visible(3, 8, 5) == 0);
+}
+
+TEST_CASE("a stream's chunks hold every head once, and its teams fit into a block", "[window]") {
+  for (int32_t group = 1; group <= kMaxGroupSize; ++group) {
+    for (int32_t window = 1; window <= kMaxWindow; ++window) {
+      for (const int tile : kHeadDimTiles) {
+        const StreamPlan plan = StreamPlan::of(group, window, stream_groups(tile));
+        REQUIRE(plan.team >= 1);
+        REQUIRE(plan.teams >= 1);
+        REQUIRE(plan.team * plan.teams <= stream_groups(tile));
+        int32_t heads = 0;
+        for (int32_t c = 0; c < plan.heads.chunks; ++c) {
+          REQUIRE(plan.rows_in(c, group) <= 64 * plan.team);
+          heads += plan.heads.heads_in(c, group);
+        }
+        REQUIRE(heads == group);
+      }
+    }
+  }
+}
+
+TEST_CASE("runs of a stream are whole tiles and fill the multiprocessors", "[window]") {
+  const int32_t start[] = {0};
+  for (const int32_t keys : {32, 64}) {
+    for (const int32_t rows : {1, 2, 3, 8, 40, 100, 132, 133, 256, 1000, 4096}) {
+      for (const int32_t tokens : {1, 63, 64, 65, 1000, 4096, 32768, 33000, 131072, 1 << 20}) {
+        const TokenRows dense{{}, {nullptr, nullptr, tokens}, 1};
+        const int32_t run = stream_run_tokens(dense, rows, keys, 132);
+        REQUIRE(run % keys == 0);
+        REQUIRE(run >= keys);
+        const int64_t blocks = int64_t{rows} * ceil_div(tokens, run), rounds = ceil_div<int64_t>(blocks, 132);
+        // Never worse than a block a row; where rows are many, a block a row it is.
+        REQUIRE(rounds * (run + kStreamStart) <=
+                ceil_div<int64_t>(rows, 132) * (round_up<int64_t>(tokens, keys) + kStreamStart));
+        if (rows > 8 * 132) REQUIRE(blocks == rows);
+        const TokenRows arena{{start, start, int64_t{rows} * tokens, rows}, {}, 1};
+        const int32_t of_arena = stream_run_tokens(arena, rows, keys, 132);
+        REQUIRE(of_arena % keys == 0);
+        REQUIRE(of_arena >= keys);
+        REQUIRE((RowRuns{arena, rows, of_arena}.items() <= 8 * 132 + rows));
+      }
+    }
+  }
+  const TokenRows rows{{}, {nullptr, nullptr, 32768}, 8};
+  REQUIRE(stream_run_tokens(rows, 8, 64, 132) == 2048);
+  REQUIRE(stream_run_tokens({{}, {nullptr, nullptr, 0}, 1}, 0, 64, 132) == 64);
 }

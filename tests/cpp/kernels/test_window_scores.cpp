@@ -23,7 +23,8 @@ struct Problem {
   bool arena = false;
   Reduce reduce_window = Reduce::sum, reduce_group = Reduce::mean;
   DType dtype = DType::float16;
-  int32_t spare = 5;  // dead slots of a row, or columns of padding before and behind
+  int32_t spare = 5;       // dead slots of a row, or columns of padding before and behind
+  float sharpness = 1.0f;  // of the logits
 };
 
 /// Softmax weights of one query on n keys in double, and their lse.
@@ -46,7 +47,7 @@ void run(const Problem& p) {
   CAPTURE(p.group, p.window, p.dim, p.value_dim, p.arena, static_cast<int>(p.dtype), static_cast<int>(p.reduce_group));
   const int32_t rows = static_cast<int32_t>(p.len.size()), batch = rows / p.rows_per_sequence;
   const int32_t heads = p.rows_per_sequence * p.group;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(p.dim));
+  const float scale = p.sharpness / std::sqrt(static_cast<float>(p.dim));
   const int32_t longest = *std::max_element(p.len.begin(), p.len.end());
   const int32_t width = longest + 2 * p.spare;
   // Dense rows lie `width` apart, rows of an arena follow each other.
@@ -164,6 +165,67 @@ void run(const Problem& p) {
   }
 }
 
+/// One dense problem that stays on the device, for many launches.
+struct Launch {
+  static constexpr int32_t kRows = 4, kGroup = 4, kDim = 128;
+
+  Launch(int32_t tokens, int32_t window, uint32_t seed)
+      : query(bytes_of(size_t{kRows} * kGroup * window * kDim, seed)),
+        key(bytes_of(size_t{kRows} * tokens * kDim, seed + 1)),
+        length(std::vector<int32_t>{tokens}),
+        scores(size_t{kRows} * tokens),
+        lse(size_t{kRows} * kGroup * window) {
+    params.query = query.data();
+    params.key = key.data();
+    params.rows.rows_per_sequence = kRows;
+    params.rows.dense = {nullptr, length.data(), tokens};
+    params.query_stride = {kRows * kGroup * window * kDim, window * kDim, kDim};
+    params.key_stride = {int64_t{kRows} * tokens * kDim, int64_t{tokens} * kDim, kDim};
+    params.scores = scores.data();
+    params.lse = lse.data();
+    params.batch = 1;
+    params.num_q_heads = kRows * kGroup;
+    params.window = window;
+    params.head_dim = kDim;
+    params.num_rows = kRows;
+    params.group_size = kGroup;
+    params.width = tokens;
+    params.scale = 0.1f;
+    params.reduce_window = Reduce::sum;
+    params.reduce_group = Reduce::mean;
+    params.dtype = DType::bfloat16;
+    cuda_ok(kernels::window_scores_workspace_bytes(params, &work_bytes));
+    cuda_ok(cudaMalloc(&work, work_bytes));
+  }
+  ~Launch() { cudaFree(work); }
+
+  static std::vector<unsigned char> bytes_of(size_t count, uint32_t seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& x : values) x = rounded(normal(random), DType::bfloat16);
+    return encoded(values, DType::bfloat16);
+  }
+  void start(cudaStream_t stream) { cuda_ok(kernels::window_scores(params, work, stream)); }
+  void poison() {
+    cuda_ok(cudaMemset(work, 0xff, work_bytes));
+    cuda_ok(cudaMemset(scores.data(), 0xff, scores.size() * sizeof(float)));
+    cuda_ok(cudaMemset(lse.data(), 0xff, lse.size() * sizeof(float)));
+  }
+  std::vector<float> result() const {
+    std::vector<float> all = scores.host(), more = lse.host();
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+
+  DeviceArray<unsigned char> query, key;
+  DeviceArray<int32_t> length;
+  DeviceArray<float> scores, lse;
+  kernels::WindowScoresParams params{};
+  void* work = nullptr;
+  size_t work_bytes = 0;
+};
+
 }  // namespace
 
 TEST_CASE("every head dim and dtype", "[window_scores]") {
@@ -206,6 +268,112 @@ TEST_CASE("norms of values multiply the scores", "[window_scores]") {
   }
 }
 
+TEST_CASE("token counts around the tiles of every head dim", "[window_scores]") {
+  for (const int32_t dim : {64, 128, 256}) {
+    for (const int32_t n : {31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 640, 641, 705}) {
+      run({.len = {n, n}, .dim = dim, .dtype = DType::bfloat16});
+    }
+    for (const int32_t group : {1, 4, 5, 8, 12}) {
+      for (const int32_t window : {16, 17, 48}) {
+        run({.len = {1100}, .rows_per_sequence = 1, .group = group, .window = window, .dim = dim});
+      }
+    }
+  }
+}
+
+TEST_CASE("flat, sharp and negative scales", "[window_scores]") {
+  for (const float sharpness : {0.0f, -1.0f, 1e-30f, 8.0f, -8.0f}) {
+    for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+      run({.len = {700, 700}, .window = 32, .dtype = dtype, .sharpness = sharpness});
+      run({.len = {700, 5}, .arena = true, .dtype = dtype, .sharpness = sharpness});
+    }
+  }
+}
+
+TEST_CASE("more rows than blocks fit at once", "[window_scores]") {
+  run({.len = std::vector<int32_t>(400, 70), .dim = 64});
+  run({.len = std::vector<int32_t>(1200, 9), .window = 3, .dim = 64, .arena = true, .spare = 1});
+  std::vector<int32_t> skewed(500, 2);
+  skewed[123] = 20000;
+  run({.len = skewed, .window = 3, .dim = 64, .arena = true, .spare = 1});
+}
+
 TEST_CASE("many runs of a long row", "[window_scores]") {
   run({.len = {70000}, .rows_per_sequence = 1, .group = 4, .dim = 128, .dtype = DType::bfloat16});
+}
+
+TEST_CASE("ten thousand launches write the bits of the first", "[window_scores][large]") {
+  for (const int32_t window : {8, 32, 64}) {
+    Launch launch(3000, window, 7);
+    launch.start(nullptr);
+    const std::vector<float> first = launch.result();
+    for (int i = 1; i <= 3400; ++i) {
+      launch.start(nullptr);
+      if (i % 100 != 0) continue;
+      if (launch.result() != first) FAIL("launch " << i);
+      launch.poison();
+    }
+  }
+}
+
+TEST_CASE("two streams at once do not meet", "[window_scores][large]") {
+  Launch a(3000, 8, 1), b(1777, 32, 2);
+  a.start(nullptr);
+  b.start(nullptr);
+  const std::vector<float> of_a = a.result(), of_b = b.result();
+  cudaStream_t streams[2];
+  for (cudaStream_t& stream : streams) cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  for (int round = 0; round < 20; ++round) {
+    a.poison();
+    b.poison();
+    cuda_ok(cudaDeviceSynchronize());
+    for (int i = 0; i < 50; ++i) {
+      a.start(streams[0]);
+      b.start(streams[1]);
+    }
+    REQUIRE(a.result() == of_a);
+    REQUIRE(b.result() == of_b);
+  }
+  for (cudaStream_t& stream : streams) cuda_ok(cudaStreamDestroy(stream));
+}
+
+TEST_CASE("a captured graph follows the lengths and needs no clean workspace", "[window_scores][large]") {
+  Launch launch(3000, 16, 3);
+  cudaStream_t stream;
+  cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  launch.start(stream);
+  cuda_ok(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t program;
+  cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  launch.start(stream);
+  launch.start(stream);
+  cuda_ok(cudaStreamEndCapture(stream, &graph));
+  cuda_ok(cudaGraphInstantiate(&program, graph, 0));
+  for (const int32_t length : {3000, 0, 1, 15, 16, 17, 2999, 64, 640, 2048, 3000}) {
+    cuda_ok(cudaMemcpy(launch.length.data(), &length, sizeof(length), cudaMemcpyHostToDevice));
+    launch.poison();
+    launch.start(nullptr);
+    const std::vector<float> want = launch.result();
+    launch.poison();
+    cuda_ok(cudaDeviceSynchronize());
+    for (int i = 0; i < 3; ++i) cuda_ok(cudaGraphLaunch(program, stream));
+    if (launch.result() != want) FAIL("length " << length);
+  }
+  cuda_ok(cudaGraphExecDestroy(program));
+  cuda_ok(cudaGraphDestroy(graph));
+  cuda_ok(cudaStreamDestroy(stream));
+}
+
+TEST_CASE("rows of random lengths", "[window_scores][large]") {
+  std::mt19937 random(11);
+  for (int trial = 0; trial < 12; ++trial) {
+    std::vector<int32_t> len(6 + 2 * (trial % 5));
+    for (int32_t& n : len) n = random() % 3 == 0 ? random() % 9 : random() % 3000;
+    run({.len = len,
+         .group = 1 + trial % 5,
+         .window = 1 + static_cast<int32_t>(random() % 40),
+         .dim = 128,
+         .arena = true});
+  }
 }

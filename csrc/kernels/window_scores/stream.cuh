@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// The stream of key tiles of sm_90a: one warp copies, four warpgroups hold packed queries in registers and multiply
+// them with the tile in shared memory. A team is the warpgroups that together hold all queries of a chunk; teams take
+// turns at tiles, so the fewer queries there are the more tiles are in work at once.
+#pragma once
+
+#include <cstdint>
+
+#include "core/stream_plan.h"
+#include "kernels/window_scores/hopper.cuh"
+#include "kernels/window_scores/passes.h"
+#include "kernels/window_scores/tile.cuh"
+
+namespace uncomp::kernels {
+
+template <class T, int kTile>
+struct KeyStream {
+  static constexpr int kGroups = stream_groups(kTile);
+  static constexpr int kConsumers = 128 * kGroups;  // threads that multiply
+  static constexpr int kThreads = kConsumers + 128;
+  static constexpr int kCopyWarp = kConsumers / 32;
+  static constexpr int kFinishWarp = kCopyWarp + 1;  // adds what the warpgroups of a team found; scores only
+  /// Registers of a thread that multiplies, and of the others: within what the block starts with.
+  static constexpr int kConsumerRegisters = kGroups == 3 ? 144 : 104, kHelperRegisters = 64;
+  static_assert(kConsumers * kConsumerRegisters + 128 * kHelperRegisters <= 65536 / kThreads / 8 * 8 * kThreads);
+
+  static constexpr int kKeys = stream_keys(kTile);  // of a tile
+  static constexpr int kPanels = kTile / 64;        // of 64 channels: rows of 128 bytes
+  static constexpr int kSteps = kTile / 16;
+  static constexpr int kProducts = kKeys / 2;  // of a thread, 64 queries a warpgroup
+  static constexpr int kTileBytes = kKeys * kTile * static_cast<int>(sizeof(T));
+  static constexpr int kStages = 10;
+  static constexpr int kAhead = kStages - 2;  // copies in flight
+  static constexpr size_t kBytes = size_t{kStages} * kTileBytes;
+
+  using Queries = uint32_t[kSteps][4];
+};
+
+/// What the blocks of both passes know of their work.
+struct StreamBlock {
+  int32_t row, first, end, tokens;  // keys first .. end - 1 of `tokens`
+  int32_t tiles;                    // of one chunk
+  int32_t sequence, head0;
+};
+
+__device__ __forceinline__ StreamBlock stream_block(const WindowScoresParams& p, const RowRun& run, int32_t run_length,
+                                                    int32_t keys) {
+  StreamBlock block{};
+  block.row = run.row;
+  block.tokens = p.rows.count(run.row);
+  block.first = run.first;
+  block.end = min_of(run.first + run_length, block.tokens);
+  block.tiles = ceil_div(max_of(block.end - block.first, 0), keys);
+  block.sequence = run.row / p.rows.rows_per_sequence;
+  block.head0 = (run.row % p.rows.rows_per_sequence) * p.group_size;
+  return block;
+}
+
+/// The packed query of a row of a chunk; head -1: none.
+struct PackedQuery {
+  int32_t head, i;  // head inside the row's group
+};
+
+__device__ __forceinline__ PackedQuery packed_query(const StreamPlan& plan, int32_t group, int32_t window,
+                                                    int32_t tokens, int32_t chunk, int32_t q) {
+  const int32_t rows = plan.heads.tiles_per_head * kQueryTile, h = q / rows, i = q % rows;
+  const bool exists = h < plan.heads.heads_in(chunk, group) && i < window && newest_visible(tokens, window, i) >= 0;
+  return {exists ? chunk * plan.heads.heads_per_chunk + h : -1, i};
+}
+
+#if UNCOMP_SM90A
+
+/// Loads 64 packed queries of a chunk, from `q0` on, as first operand of the warpgroup. A negative factor of the logits
+/// moves into the queries.
+template <class T, int kTile>
+__device__ __forceinline__ void load_queries(typename KeyStream<T, kTile>::Queries& a, const WindowScoresParams& p,
+                                             const StreamPlan& plan, const StreamBlock& block, int32_t chunk,
+                                             int32_t q0) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const uint32_t flip = p.scale < 0.0f ? 0x80008000u : 0u;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const PackedQuery packed =
+        packed_query(plan, p.group_size, p.window, block.tokens, chunk, q0 + 16 * warp + 8 * h + lane / 4);
+    const bool live = packed.head >= 0 && p.scale != 0.0f;
+    const T* row = static_cast<const T*>(p.query) + block.sequence * p.query_stride.batch +
+                   (block.head0 + max_of(packed.head, 0)) * p.query_stride.head + packed.i * p.query_stride.token;
+#pragma unroll
+    for (int k = 0; k < KeyStream<T, kTile>::kSteps; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int channel = 16 * k + 8 * half + 2 * (lane % 4);
+        uint32_t pair = 0;
+        if (live && channel < p.head_dim) pair = *reinterpret_cast<const uint32_t*>(row + channel) ^ flip;
+        a[k][2 * half + h] = pair;
+      }
+    }
+  }
+}
+
+/// Copies the tiles of a block's run, chunk after chunk, in the order of `place`, each when its place is free.
+template <class T, int kTile, class Place>
+__device__ __forceinline__ void copy_stream(unsigned char* ring, PhaseBarrier* full, PhaseBarrier* empty, const T* row,
+                                            int64_t stride, const StreamBlock& block, int32_t head_dim, int32_t total,
+                                            Place place) {
+  using Stream = KeyStream<T, kTile>;
+  constexpr int kPieces = kTile / 8, kRowsAtOnce = 32 / kPieces;
+  const int lane = threadIdx.x % 32, piece = lane % kPieces;
+  const bool channels = piece * 8 < head_dim;
+  const int panel = piece / 8 * Stream::kKeys * 128;
+  for (int32_t it = 0; it < total + Stream::kAhead; ++it) {
+    if (it < total) {
+      const int32_t slot = it % Stream::kStages, first = block.first + place(it) * Stream::kKeys;
+      empty[slot].wait((it / Stream::kStages & 1) ^ 1);
+      unsigned char* to = ring + slot * Stream::kTileBytes + panel;
+      const T* from = row + (first + lane / kPieces) * stride + piece * 8;
+      const int32_t live = channels ? block.end - first : 0;
+      // The swizzle repeats after eight keys.
+#pragma unroll 1
+      for (int r = 0; r < Stream::kKeys; r += 8) {
+#pragma unroll
+        for (int s = 0; s < 8; s += kRowsAtOnce) {
+          const int key = s + lane / kPieces;
+          cp_async16(to + key * 128 + swizzled(key, piece % 8) * 16, r + key < live ? from : row, r + key < live);
+          from += kRowsAtOnce * stride;
+        }
+        to += 1024;
+      }
+    }
+    cp_async_commit();
+    if (it < Stream::kAhead) continue;
+    cp_async_wait<Stream::kAhead>();
+    fence_async_shared();
+    full[(it - Stream::kAhead) % Stream::kStages].arrive();
+  }
+  cp_async_wait<0>();
+}
+
+/// Hides the keys of the tile at `first` that a thread's two queries, q and q + 8 of the chunk, do not see. Only the
+/// last W keys, and what lies behind the last one, need it.
+template <int kProducts>
+__device__ __forceinline__ void mask_tile(float (&c)[kProducts], const WindowScoresParams& p, const StreamPlan& plan,
+                                          const StreamBlock& block, int32_t chunk, int32_t q, int32_t first) {
+  if (first + 2 * kProducts - 1 <= newest_visible(block.tokens, p.window, 0)) return;
+  const int32_t column = first + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const PackedQuery packed = packed_query(plan, p.group_size, p.window, block.tokens, chunk, q + 8 * h);
+    const int32_t newest = packed.head < 0 ? -1 : newest_visible(block.tokens, p.window, packed.i);
+#pragma unroll
+    for (int j = 0; j < kProducts / 4; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (column + 8 * j + e > newest) c[4 * j + 2 * h + e] = -kInf;
+      }
+    }
+  }
+}
+
+/// Products of the warpgroup's queries with one tile.
+template <class T, int kTile>
+__device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProducts],
+                                         const typename KeyStream<T, kTile>::Queries& a, const unsigned char* tile) {
+  using Stream = KeyStream<T, kTile>;
+  const uint64_t operand = wgmma_operand(tile);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < Stream::kSteps; ++k) {
+    const int bytes = k / 4 * Stream::kKeys * 128 + k % 4 * 32;
+    wgmma_start<T>(c, a[k], operand + (bytes >> 4), k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait();
+}
+
+#endif
+
+}  // namespace uncomp::kernels
