@@ -29,6 +29,10 @@ struct PhaseBarrier {
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(shared_address(&word))
                  : "memory");
   }
+  /// Arrives when all copies that this thread has started are complete.
+  __device__ __forceinline__ void arrive_after_copies() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(&word)) : "memory");
+  }
   /// Returns when the phase of parity `parity` is complete; parity 1 of a fresh barrier counts as complete.
   __device__ __forceinline__ void wait(uint32_t parity) {
     uint32_t done = 0;
@@ -43,9 +47,10 @@ struct PhaseBarrier {
 
 #if UNCOMP_SM90A
 
-/// What this thread wrote to shared memory becomes visible to warpgroup products.
+/// What this thread knows to be written to shared memory becomes visible to its warpgroup products.
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory"); }

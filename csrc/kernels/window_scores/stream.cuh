@@ -19,7 +19,8 @@ struct KeyStream {
   static constexpr int kConsumers = 128 * kGroups;  // threads that multiply
   static constexpr int kThreads = kConsumers + 128;
   static constexpr int kCopyWarp = kConsumers / 32;
-  static constexpr int kFinishWarp = kCopyWarp + 1;  // adds what the warpgroups of a team found; scores only
+  static constexpr int kCopyWarps = 3;
+  static constexpr int kFinishWarp = kCopyWarp + kCopyWarps;  // adds what the warpgroups of a team found; scores only
   /// Registers of a thread that multiplies, and of the others: within what the block starts with.
   static constexpr int kConsumerRegisters = kGroups == 3 ? 144 : 104, kHelperRegisters = 64;
   static_assert(kConsumers * kConsumerRegisters + 128 * kHelperRegisters <= 65536 / kThreads / 8 * 8 * kThreads);
@@ -30,7 +31,6 @@ struct KeyStream {
   static constexpr int kProducts = kKeys / 2;  // of a thread, 64 queries a warpgroup
   static constexpr int kTileBytes = kKeys * kTile * static_cast<int>(sizeof(T));
   static constexpr int kStages = 10;
-  static constexpr int kAhead = kStages - 2;  // copies in flight
   static constexpr size_t kBytes = size_t{kStages} * kTileBytes;
 
   using Queries = uint32_t[kSteps][4];
@@ -98,42 +98,71 @@ __device__ __forceinline__ void load_queries(typename KeyStream<T, kTile>::Queri
   }
 }
 
-/// Copies the tiles of a block's run, chunk after chunk, in the order of `place`, each when its place is free.
-template <class T, int kTile, class Place>
+/// One copying warp's share of the tiles of a block's run, chunk after chunk, each when its place is free. `backward`:
+/// the last tile of the run comes first.
+template <class T, int kTile>
 __device__ __forceinline__ void copy_stream(unsigned char* ring, PhaseBarrier* full, PhaseBarrier* empty, const T* row,
-                                            int64_t stride, const StreamBlock& block, int32_t head_dim, int32_t total,
-                                            Place place) {
+                                            int64_t stride, const StreamBlock& block, int32_t head_dim, int32_t chunks,
+                                            bool backward) {
   using Stream = KeyStream<T, kTile>;
-  constexpr int kPieces = kTile / 8, kRowsAtOnce = 32 / kPieces;
+  constexpr int kPieces = kTile / 8, kRowsAtOnce = 32 / kPieces, kSteps = 8 / kRowsAtOnce;
   const int lane = threadIdx.x % 32, piece = lane % kPieces;
   const bool channels = piece * 8 < head_dim;
-  const int panel = piece / 8 * Stream::kKeys * 128;
-  for (int32_t it = 0; it < total + Stream::kAhead; ++it) {
-    if (it < total) {
-      const int32_t slot = it % Stream::kStages, first = block.first + place(it) * Stream::kKeys;
-      empty[slot].wait((it / Stream::kStages & 1) ^ 1);
-      unsigned char* to = ring + slot * Stream::kTileBytes + panel;
-      const T* from = row + (first + lane / kPieces) * stride + piece * 8;
-      const int32_t live = channels ? block.end - first : 0;
-      // The swizzle repeats after eight keys.
+  // The swizzle repeats after eight keys.
+  uint32_t place[kSteps];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int key = s * kRowsAtOnce + lane / kPieces;
+    place[s] = piece / 8 * Stream::kKeys * 128 + key * 128 + swizzled(key, piece % 8) * 16;
+  }
+  const int64_t step = kRowsAtOnce * stride;
+  int32_t tile = threadIdx.x / 32 - Stream::kCopyWarp;
+  int32_t slot = tile, phase = 1, left = chunks;
+  while (tile >= block.tiles && left > 0) {
+    tile -= block.tiles;
+    --left;
+  }
+  while (left > 0) {
+    const int32_t first = block.first + (backward ? block.tiles - 1 - tile : tile) * Stream::kKeys;
+    const T* from = row + (first + lane / kPieces) * stride + piece * 8;
+    unsigned char* to = ring + slot * Stream::kTileBytes;
+    const int32_t live = channels ? block.end - first : 0;
+    empty[slot].wait(phase);
+    if (live >= Stream::kKeys) {
+#pragma unroll 2
+      for (int r = 0; r < Stream::kKeys; r += 8) {
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          cp_async16(to + place[s], from, true);
+          from += step;
+        }
+        to += 1024;
+      }
+    } else {
 #pragma unroll 1
       for (int r = 0; r < Stream::kKeys; r += 8) {
 #pragma unroll
-        for (int s = 0; s < 8; s += kRowsAtOnce) {
-          const int key = s + lane / kPieces;
-          cp_async16(to + key * 128 + swizzled(key, piece % 8) * 16, r + key < live ? from : row, r + key < live);
-          from += kRowsAtOnce * stride;
+        for (int s = 0; s < kSteps; ++s) {
+          const bool exists = r + s * kRowsAtOnce + lane / kPieces < live;
+          cp_async16(to + place[s], exists ? from : row, exists);
+          from += step;
         }
         to += 1024;
       }
     }
-    cp_async_commit();
-    if (it < Stream::kAhead) continue;
-    cp_async_wait<Stream::kAhead>();
-    fence_async_shared();
-    full[(it - Stream::kAhead) % Stream::kStages].arrive();
+    full[slot].arrive_after_copies();
+    slot += Stream::kCopyWarps;
+    if (slot >= Stream::kStages) {
+      slot -= Stream::kStages;
+      phase ^= 1;
+    }
+    tile += Stream::kCopyWarps;
+    while (tile >= block.tiles && left > 0) {
+      tile -= block.tiles;
+      --left;
+    }
   }
-  cp_async_wait<0>();
+  cp_async_wait_all();
 }
 
 /// Hides the keys of the tile at `first` that a thread's two queries, q and q + 8 of the chunk, do not see. Only the
@@ -163,6 +192,7 @@ __device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProduc
                                          const typename KeyStream<T, kTile>::Queries& a, const unsigned char* tile) {
   using Stream = KeyStream<T, kTile>;
   const uint64_t operand = wgmma_operand(tile);
+  fence_async_shared();
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < Stream::kSteps; ++k) {

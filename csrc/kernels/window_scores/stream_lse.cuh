@@ -55,13 +55,11 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __syncthreads();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int32_t total = block.tiles * plan.heads.chunks;
   if (warp >= Stream::kCopyWarp) {
     fewer_registers<Stream::kHelperRegisters>();
-    if (warp > Stream::kCopyWarp) return;
+    if (warp >= Stream::kFinishWarp) return;
     const T* row = static_cast<const T*>(p.key) + p.rows.offset(run.row, p.key_stride);
-    copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, total,
-                          [&](int32_t it) { return it % block.tiles; });
+    copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, plan.heads.chunks, false);
   } else {
     more_registers<Stream::kConsumerRegisters>();
     const int32_t group = warp / 4, team = group / plan.team, part = group % plan.team;

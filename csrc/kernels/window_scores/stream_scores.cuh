@@ -165,15 +165,13 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __syncthreads();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int32_t total = block.tiles * plan.heads.chunks;
   const bool separate = p.reduce_group == Reduce::none || p.reduce_group == Reduce::max;
   if (warp >= Stream::kCopyWarp) {
     fewer_registers<Stream::kHelperRegisters>();
-    if (warp == Stream::kCopyWarp) {
+    if (warp < Stream::kFinishWarp) {
       const T* row = static_cast<const T*>(p.key) + p.rows.offset(run.row, p.key_stride);
-      copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, total,
-                            [&](int32_t it) { return block.tiles - 1 - it % block.tiles; });
-    } else if (warp == Stream::kFinishWarp) {
+      copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, plan.heads.chunks, true);
+    } else {
       finish_stream<Stream::kKeys>(p, plan, block, sums, done, taken);
     }
   } else {
