@@ -22,11 +22,16 @@ struct StreamPlan {
   HeadTiles heads;
   int32_t team;   // warpgroups that share a tile
   int32_t teams;  // tiles in work at once
+  int32_t runs;   // of a dense row; 0 in an arena
 
   UNCOMP_HD static constexpr StreamPlan of(int32_t group, int32_t window, int32_t groups) {
     const HeadTiles heads = HeadTiles::of(group, window, 64 * groups);
     const int32_t team = ceil_div(heads.heads_per_chunk * heads.tiles_per_head * kQueryTile, 64);
-    return {heads, team, groups / team};
+    return {heads, team, groups / team, 0};
+  }
+  /// Head of a chunk that owns tile `tile` of 8 packed queries: tile / tiles_per_head for up to 32 tiles.
+  UNCOMP_HD constexpr int32_t head_of(int32_t tile) const {
+    return tile * ((256 + heads.tiles_per_head - 1) / heads.tiles_per_head) >> 8;
   }
   /// Packed rows of a chunk.
   UNCOMP_HD constexpr int32_t rows_in(int32_t chunk, int32_t group) const {

@@ -4,6 +4,7 @@
 
 #include <vector_types.h>
 
+#include "core/stream_plan.h"
 #include "kernels/window_scores/seed_votes.h"
 #include "kernels/window_scores/window_scores.h"
 
@@ -14,6 +15,7 @@ struct LsePass {
   WindowScoresParams params;
   RowRuns runs;
   float2* partial;  // [items, g * W] (max, total) in powers of two
+  StreamPlan plan;  // sm_90a
 };
 
 /// Pass 2: one block a (row, run of columns). On sm_90a one block a run of keys, as in pass 1.
@@ -22,6 +24,7 @@ struct ScorePass {
   int32_t run;  // columns
   RowRuns runs;
   const float2* partial;  // of pass 1, for sm_90a
+  StreamPlan plan;        // sm_90a
 };
 
 /// Votes: one block a run of slots.

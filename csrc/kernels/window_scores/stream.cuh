@@ -39,20 +39,33 @@ struct KeyStream {
 /// What the blocks of both passes know of their work.
 struct StreamBlock {
   int32_t row, first, end, tokens;  // keys first .. end - 1 of `tokens`
+  int32_t item;                     // number of the run
   int32_t tiles;                    // of one chunk
   int32_t sequence, head0;
 };
 
-__device__ __forceinline__ StreamBlock stream_block(const WindowScoresParams& p, const RowRun& run, int32_t run_length,
-                                                    int32_t keys) {
+/// Row -1: nothing to do.
+__device__ __forceinline__ StreamBlock stream_block(const WindowScoresParams& p, const RowRuns& runs,
+                                                    const StreamPlan& plan, int32_t keys) {
   StreamBlock block{};
-  block.row = run.row;
-  block.tokens = p.rows.count(run.row);
-  block.first = run.first;
-  block.end = min_of(run.first + run_length, block.tokens);
+  if (plan.runs > 0) {
+    // The heads of one stretch of tokens are read together: neighbours in memory.
+    const int32_t stretch = static_cast<int32_t>(blockIdx.x) / runs.num_rows;
+    block.row = static_cast<int32_t>(blockIdx.x) - stretch * runs.num_rows;
+    block.first = stretch * runs.run;
+    block.item = block.row * plan.runs + stretch;
+  } else {
+    const RowRun run = runs.at(blockIdx.x);
+    block.row = run.row;
+    block.first = run.first;
+    block.item = static_cast<int32_t>(blockIdx.x);
+    if (run.row < 0) return block;
+  }
+  block.tokens = p.rows.count(block.row);
+  block.end = min_of(block.first + runs.run, block.tokens);
   block.tiles = ceil_div(max_of(block.end - block.first, 0), keys);
-  block.sequence = run.row / p.rows.rows_per_sequence;
-  block.head0 = (run.row % p.rows.rows_per_sequence) * p.group_size;
+  block.sequence = block.row / p.rows.rows_per_sequence;
+  block.head0 = (block.row - block.sequence * p.rows.rows_per_sequence) * p.group_size;
   return block;
 }
 
@@ -63,7 +76,7 @@ struct PackedQuery {
 
 __device__ __forceinline__ PackedQuery packed_query(const StreamPlan& plan, int32_t group, int32_t window,
                                                     int32_t tokens, int32_t chunk, int32_t q) {
-  const int32_t rows = plan.heads.tiles_per_head * kQueryTile, h = q / rows, i = q % rows;
+  const int32_t h = plan.head_of(q / kQueryTile), i = q - h * plan.heads.tiles_per_head * kQueryTile;
   const bool exists = h < plan.heads.heads_in(chunk, group) && i < window && newest_visible(tokens, window, i) >= 0;
   return {exists ? chunk * plan.heads.heads_per_chunk + h : -1, i};
 }
@@ -77,7 +90,6 @@ __device__ __forceinline__ void load_queries(typename KeyStream<T, kTile>::Queri
                                              const StreamPlan& plan, const StreamBlock& block, int32_t chunk,
                                              int32_t q0) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  const uint32_t flip = p.scale < 0.0f ? 0x80008000u : 0u;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const PackedQuery packed =
@@ -91,10 +103,16 @@ __device__ __forceinline__ void load_queries(typename KeyStream<T, kTile>::Queri
       for (int half = 0; half < 2; ++half) {
         const int channel = 16 * k + 8 * half + 2 * (lane % 4);
         uint32_t pair = 0;
-        if (live && channel < p.head_dim) pair = *reinterpret_cast<const uint32_t*>(row + channel) ^ flip;
+        if (live && channel < p.head_dim) pair = *reinterpret_cast<const uint32_t*>(row + channel);
         a[k][2 * half + h] = pair;
       }
     }
+  }
+  if (p.scale >= 0.0f) return;
+#pragma unroll
+  for (int k = 0; k < KeyStream<T, kTile>::kSteps; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) a[k][r] ^= 0x80008000u;
   }
 }
 
@@ -186,13 +204,33 @@ __device__ __forceinline__ void mask_tile(float (&c)[kProducts], const WindowSco
   }
 }
 
+/// Warpgroups of a team multiply in turns, so that one multiplies while others take exponentials: all at once, they
+/// would share the tensor cores evenly and be done at the same time. The last one of the team lets the first one begin.
+struct Turns {
+  int mine, next;
+  bool alone;
+
+  __device__ __forceinline__ Turns(const StreamPlan& plan, int32_t group, int32_t part)
+      : mine(2 + group), next(part + 1 == plan.team ? 2 + group - part : 3 + group), alone(plan.team == 1) {
+    if (!alone && part + 1 == plan.team) pass_on();
+  }
+  __device__ __forceinline__ void wait() const {
+    if (!alone) asm volatile("bar.sync %0, 256;\n" ::"r"(mine) : "memory");
+  }
+  __device__ __forceinline__ void pass_on() const {
+    if (!alone) asm volatile("bar.arrive %0, 256;\n" ::"r"(next) : "memory");
+  }
+};
+
 /// Products of the warpgroup's queries with one tile.
 template <class T, int kTile>
 __device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProducts],
-                                         const typename KeyStream<T, kTile>::Queries& a, const unsigned char* tile) {
+                                         const typename KeyStream<T, kTile>::Queries& a, const unsigned char* tile,
+                                         const Turns& turns) {
   using Stream = KeyStream<T, kTile>;
   const uint64_t operand = wgmma_operand(tile);
   fence_async_shared();
+  turns.wait();
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < Stream::kSteps; ++k) {
@@ -200,6 +238,7 @@ __device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProduc
     wgmma_start<T>(c, a[k], operand + (bytes >> 4), k > 0);
   }
   wgmma_commit();
+  turns.pass_on();
   wgmma_wait();
 }
 

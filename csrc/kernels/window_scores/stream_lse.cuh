@@ -42,12 +42,10 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __shared__ __align__(8) PhaseBarrier full[Stream::kStages], empty[Stream::kStages];
   __shared__ float2 states[Stream::kGroups * 64];
 
-  const RowRun run = pass.runs.at(blockIdx.x);
+  const StreamPlan& plan = pass.plan;
   dependent_launch();
-  if (run.row < 0) return;
-  const StreamBlock block = stream_block(p, run, pass.runs.run, Stream::kKeys);
-  if (block.tiles == 0) return;
-  const StreamPlan plan = StreamPlan::of(p.group_size, p.window, Stream::kGroups);
+  const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
+  if (block.row < 0 || block.tiles == 0) return;
   if (threadIdx.x < Stream::kStages) {
     full[threadIdx.x].init(32);
     empty[threadIdx.x].init(4 * plan.team);
@@ -58,13 +56,14 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   if (warp >= Stream::kCopyWarp) {
     fewer_registers<Stream::kHelperRegisters>();
     if (warp >= Stream::kFinishWarp) return;
-    const T* row = static_cast<const T*>(p.key) + p.rows.offset(run.row, p.key_stride);
+    const T* row = static_cast<const T*>(p.key) + p.rows.offset(block.row, p.key_stride);
     copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, plan.heads.chunks, false);
   } else {
     more_registers<Stream::kConsumerRegisters>();
     const int32_t group = warp / 4, team = group / plan.team, part = group % plan.team;
     const float factor = (p.scale == 0.0f ? 1.0f : fabsf(p.scale)) * kLog2e;
     const int32_t all = p.group_size * p.window;
+    const Turns turns(plan, group, part);
     int32_t it = team;
     for (int32_t chunk = 0; chunk < plan.heads.chunks; ++chunk) {
       const int32_t rows = plan.rows_in(chunk, p.group_size), q0 = 64 * part + 16 * (warp % 4);
@@ -77,14 +76,16 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
           full[slot].wait(it / Stream::kStages & 1);
           if (64 * part < rows) {
             float c[Stream::kProducts];
-            multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes);
+            multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes, turns);
             if (lane == 0) empty[slot].arrive();
             if (q0 < rows) {
               mask_tile(c, p, plan, block, chunk, q0 + lane / 4, first);
               join_tile(state, c, factor);
             }
-          } else if (lane == 0) {
-            empty[slot].arrive();
+          } else {
+            turns.wait();
+            turns.pass_on();
+            if (lane == 0) empty[slot].arrive();
           }
         }
       }
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
           joint.join({of_team.x, of_team.y});
         }
         if (packed.head >= 0) {
-          pass.partial[static_cast<int64_t>(blockIdx.x) * all + packed.head * p.window + packed.i] =
+          pass.partial[static_cast<int64_t>(block.item) * all + packed.head * p.window + packed.i] =
               make_float2(joint.max, joint.total);
         }
       }

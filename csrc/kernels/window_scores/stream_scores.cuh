@@ -68,7 +68,7 @@ __device__ __forceinline__ void merge_lse(const ScorePass& pass, const StreamPla
     for (int32_t s = 0; s < parts; ++s) joint.join({scratch[s * rows + q].x, scratch[s * rows + q].y});
     const float result = joint.max + log2f(joint.total);
     lse[q] = packed.head >= 0 ? result : kInf;
-    const int32_t rows_per_head = plan.heads.tiles_per_head * kQueryTile, h = q / rows_per_head;
+    const int32_t h = plan.head_of(q / kQueryTile);
     if (block.first == 0 && h < plan.heads.heads_in(chunk, p.group_size) && packed.i < p.window) {
       const int64_t head =
           static_cast<int64_t>(block.sequence) * p.num_q_heads + block.head0 + chunk * plan.heads.heads_per_chunk + h;
@@ -147,13 +147,12 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __shared__ float2 scratch[Stream::kConsumers];
   __shared__ float lse[64 * Stream::kGroups];
 
-  const RowRun run = pass.runs.at(blockIdx.x);
-  if (run.row < 0) {
+  const StreamPlan& plan = pass.plan;
+  const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
+  if (block.row < 0) {
     dependent_wait();
     return;
   }
-  const StreamBlock block = stream_block(p, run, pass.runs.run, Stream::kKeys);
-  const StreamPlan plan = StreamPlan::of(p.group_size, p.window, Stream::kGroups);
   if (threadIdx.x < Stream::kStages) {
     full[threadIdx.x].init(32);
     empty[threadIdx.x].init(4 * plan.team);
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   if (warp >= Stream::kCopyWarp) {
     fewer_registers<Stream::kHelperRegisters>();
     if (warp < Stream::kFinishWarp) {
-      const T* row = static_cast<const T*>(p.key) + p.rows.offset(run.row, p.key_stride);
+      const T* row = static_cast<const T*>(p.key) + p.rows.offset(block.row, p.key_stride);
       copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, plan.heads.chunks, true);
     } else {
       finish_stream<Stream::kKeys>(p, plan, block, sums, done, taken);
@@ -177,20 +176,25 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   } else {
     more_registers<Stream::kConsumerRegisters>();
     // Columns behind the last token: a slice for each block of the row.
-    const int32_t per_row = static_cast<int32_t>(pass.runs.first_item(run.row + 1) - pass.runs.first_item(run.row));
-    const int32_t index = run.first / pass.runs.run, dead = max_of(p.width - block.tokens, 0);
-    if (index < per_row) {
+    const int32_t dead = p.width - block.tokens;
+    if (dead > 0) {
+      const int32_t per_row =
+          plan.runs > 0 ? plan.runs
+                        : static_cast<int32_t>(pass.runs.first_item(block.row + 1) - pass.runs.first_item(block.row));
+      const int32_t index = min_of(block.first / pass.runs.run, per_row);
       const int32_t from = min_of(block.tokens, p.width) + static_cast<int32_t>(int64_t{dead} * index / per_row);
-      const int32_t to = min_of(block.tokens, p.width) + static_cast<int32_t>(int64_t{dead} * (index + 1) / per_row);
+      const int32_t to =
+          min_of(block.tokens, p.width) + static_cast<int32_t>(int64_t{dead} * min_of(index + 1, per_row) / per_row);
       const int32_t lines = p.reduce_group == Reduce::none ? p.group_size : 1;
       for (int32_t h = 0; h < lines; ++h) {
-        float* scores = p.scores + (static_cast<int64_t>(run.row) * lines + h) * p.width;
+        float* scores = p.scores + (static_cast<int64_t>(block.row) * lines + h) * p.width;
         for (int32_t j = from + threadIdx.x; j < to; j += Stream::kConsumers) scores[j] = 0.0f;
       }
     }
 
     const int32_t group = warp / 4, team = group / plan.team, part = group % plan.team;
     const float factor = (p.scale == 0.0f ? 1.0f : fabsf(p.scale)) * kLog2e;
+    const Turns turns(plan, group, part);
     int32_t it = team;
     for (int32_t chunk = 0; chunk < plan.heads.chunks; ++chunk) {
       const int32_t rows = plan.rows_in(chunk, p.group_size), q0 = 64 * part + 16 * (warp % 4);
@@ -199,17 +203,17 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
       if (chunk == 0) dependent_wait();
       if (block.tiles > 0 || block.first == 0) merge_lse<Stream::kConsumers>(pass, plan, block, chunk, scratch, lse);
       if (team >= plan.teams) continue;
-      const float minus[2] = {-lse[q0 + lane / 4], -lse[q0 + 8 + lane / 4]};
       for (; it < (chunk + 1) * block.tiles; it += plan.teams) {
         const int32_t slot = it % Stream::kStages, place = it % TileSums::kDepth;
         const int32_t first = block.first + ((chunk + 1) * block.tiles - 1 - it) * Stream::kKeys;
         full[slot].wait(it / Stream::kStages & 1);
         if (64 * part < rows) {
           float c[Stream::kProducts];
-          multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes);
+          multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes, turns);
           if (lane == 0) empty[slot].arrive();
           if (q0 < rows) {
             mask_tile(c, p, plan, block, chunk, q0 + lane / 4, first);
+            const float minus[2] = {-lse[q0 + lane / 4], -lse[q0 + 8 + lane / 4]};
             float mass[2][kColumns][2];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -242,8 +246,10 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
             }
             __syncwarp();
           }
-        } else if (lane == 0) {
-          empty[slot].arrive();
+        } else {
+          turns.wait();
+          turns.pass_on();
+          if (lane == 0) empty[slot].arrive();
         }
         // Warps without queries too: nobody may be a phase ahead.
         if (q0 >= rows) taken[place].wait((it / TileSums::kDepth & 1) ^ 1);

@@ -134,8 +134,11 @@ cudaError_t window_scores_workspace_bytes(const WindowScoresParams& params, size
 cudaError_t window_scores(const WindowScoresParams& params, void* workspace, cudaStream_t stream) {
   Plan plan{};
   if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
-  const LsePass lse{params, plan.runs, static_cast<float2*>(workspace)};
-  const ScorePass score{params, plan.score_run, plan.runs, lse.partial};
+  StreamPlan stream_plan =
+      StreamPlan::of(params.group_size, params.window, stream_groups(head_dim_tile(params.head_dim)));
+  if (!params.rows.in_arena()) stream_plan.runs = ceil_div(params.rows.dense.seq_len, plan.runs.run);
+  const LsePass lse{params, plan.runs, static_cast<float2*>(workspace), stream_plan};
+  const ScorePass score{params, plan.score_run, plan.runs, lse.partial, stream_plan};
   const int64_t items = plan.runs.items();
   const int64_t columns = static_cast<int64_t>(params.num_rows) * ceil_div(params.width, plan.score_run);
   const int64_t queries = static_cast<int64_t>(params.batch) * params.num_q_heads * params.window;

@@ -133,6 +133,7 @@ TEST_CASE("a stream's chunks hold every head once, and its teams fit into a bloc
         REQUIRE(plan.team >= 1);
         REQUIRE(plan.teams >= 1);
         REQUIRE(plan.team * plan.teams <= stream_groups(tile));
+        for (int32_t t = 0; t < 32; ++t) REQUIRE(plan.head_of(t) == t / plan.heads.tiles_per_head);
         int32_t heads = 0;
         for (int32_t c = 0; c < plan.heads.chunks; ++c) {
           REQUIRE(plan.rows_in(c, group) <= 64 * plan.team);
