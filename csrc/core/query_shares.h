@@ -56,12 +56,9 @@ UNCOMP_HD constexpr QueryTileKeys query_tile_keys(int32_t keys, int32_t low, int
   return {past_len, new_len, past_tiles, past_tiles + static_cast<int32_t>(ceil_div<int64_t>(new_len, keys))};
 }
 
-/// Fewest units of a share: a shorter one would spend its time on starting up and on being joined.
-inline constexpr int32_t kLeastShareUnits = 3;
-
 /// Units of a share when `units` are dealt to `workers`; the last shares are shorter or empty.
 UNCOMP_HD constexpr int64_t share_units(int64_t units, int32_t workers) {
-  return max_of<int64_t>(ceil_div<int64_t>(units, workers), kLeastShareUnits);
+  return max_of<int64_t>(ceil_div<int64_t>(units, workers), 1);
 }
 
 /// What a worker does of one query tile: units begin .. end - 1 of `units`.

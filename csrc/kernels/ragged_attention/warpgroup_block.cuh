@@ -27,6 +27,7 @@ struct TileWork {
 struct BlockControl {
   uint64_t full[kMostSlots], empty[kMostSlots];  // tile is here; all computing warps are done with it
   uint64_t query_full[2], query_empty[2];
+  uint64_t query_asked;  // the first queries are on their way
   TileWork work[2];
   ShareScratch scratch;
 };
@@ -104,6 +105,8 @@ __device__ __forceinline__ void stream_keys(const RaggedAttentionParams& params,
     };
     for (int32_t i = part.begin; i <= part.end; ++i) {
       if (i < part.end) send(maps.key_rows, maps.key, i);
+      // A ring full of keys that is asked for before the first queries would delay them.
+      await(&control.query_asked, 0);
       if (i > part.begin) send(maps.value_rows, maps.value, i - 1);
     }
   }
@@ -119,6 +122,7 @@ __device__ __forceinline__ void stream_queries(const RaggedAttentionParams& para
   const int32_t queries = plan.queries(), rows_at_once = threads / kChunks, chunk = thread % kChunks;
   const bool vectors = query_has_vectors(params), live = chunk * 8 < params.key_dim;
   RingPlace place;
+  bool first = true;
   while (walk.more()) {
     const QueryTile tile = query_tile<kKeys>(params, plan, walk.left.tile);
     const TilePart part = walk.part(tile);
@@ -127,7 +131,7 @@ __device__ __forceinline__ void stream_queries(const RaggedAttentionParams& para
     if (thread == 0) control.work[place.index] = {tile, part, !walk.more()};
     unsigned char* buffer = memory.query + place.index * plan.groups * query_bytes(kDim);
     const T* base = static_cast<const T*>(params.query) + query_offset(params, tile.row, 0, 0) + chunk * 8;
-#pragma unroll 4
+#pragma unroll 8
     for (int m = thread / kChunks; m < queries; m += rows_at_once) {
       const int32_t token = plan.by_group_size.divide(tile.m_begin + m);
       const int32_t head = tile.m_begin + m - token * params.group_size;
@@ -148,6 +152,8 @@ __device__ __forceinline__ void stream_queries(const RaggedAttentionParams& para
       }
     }
     cp_async_commit();
+    if (first) arrive(&control.query_asked);
+    first = false;
     cp_async_wait<0>();
     publish_to_products();
     arrive(&control.query_full[place.index]);

@@ -236,6 +236,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       make_barrier(&control.query_full[i], kLoaders);
       make_barrier(&control.query_empty[i], 4 * plan.groups);
     }
+    make_barrier(&control.query_asked, kLoaders);
     publish_barriers();
   }
   const Share share = find_share<warpgroup_keys(kDim)>(params, plan, control.scratch);
