@@ -80,6 +80,54 @@ UNCOMP_HD constexpr RowSlices row_slices(int32_t len, int32_t most, int32_t tile
   return {tiles, slice_tiles, ceil_div(tiles, slice_tiles)};
 }
 
+/// How a step is cut when one cluster of blocks does a row in one launch: rank c takes the c-th slice of the slots, and
+/// the same slice of the places. A function of sizes that the host knows, like EvictPlan.
+struct RankPlan {
+  int32_t ranks;      // blocks of a cluster
+  int32_t rank_bits;  // ranks = 1 << rank_bits
+  int32_t held;       // slots of a rank whose logits stay on chip
+  int32_t share;      // channels of the output of a rank, over all heads
+};
+
+inline constexpr int32_t kMostRanks = 16;
+/// Slots of a slice are a multiple of this: what a warp takes at a time.
+inline constexpr int32_t kRankTile = 16;
+
+/// Enough ranks to fill `blocks_in_flight` places, and then as many more as keep rows half as long again as the mean on
+/// chip, if that is possible at all. `held` slots of a rank fit on chip.
+UNCOMP_HD constexpr int32_t rank_count(int32_t num_rows, int64_t capacity, int32_t blocks_in_flight, int32_t held,
+                                       int32_t most_ranks) {
+  if (num_rows <= 0) return 1;
+  int32_t ranks = 1;
+  while (ranks < most_ranks && int64_t{2} * ranks * num_rows <= blocks_in_flight) ranks *= 2;
+  const int64_t mean = ceil_div<int64_t>(capacity, num_rows), wanted = mean + mean / 2;
+  for (int32_t more = ranks; more <= most_ranks; more *= 2) {
+    if (wanted <= static_cast<int64_t>(more) * held) return more;
+  }
+  return ranks;
+}
+
+/// Whether one launch does the step sooner than several: rows of mean length fit on chip, and there are enough of them
+/// to keep half the device busy, or they are short.
+UNCOMP_HD constexpr bool row_launch_pays(int32_t num_rows, int64_t capacity, int32_t sm_count, const RankPlan& plan) {
+  constexpr int64_t kShortRow = 4096;
+  const int64_t mean = ceil_div<int64_t>(capacity, max_of(num_rows, 1));
+  const bool fills = int64_t{2} * num_rows * plan.ranks >= sm_count || mean <= kShortRow;
+  return fills && mean <= static_cast<int64_t>(plan.ranks) * plan.held;
+}
+
+/// Slots of a rank's slice of a row of `len` tokens; the last ones may be shorter, or empty.
+UNCOMP_HD constexpr int32_t rank_slice(int32_t len, int32_t rank_bits) {
+  const int64_t step = int64_t{kRankTile} << rank_bits;
+  return static_cast<int32_t>(((len + step - 1) >> rank_bits) / kRankTile * kRankTile);
+}
+
+/// i / divisor, given 1.0f / divisor, for divisors up to 2^15 and quotients up to 16: half a step of distance to the
+/// next whole number is more than all roundings.
+UNCOMP_HD constexpr int32_t small_quotient(int32_t i, float inverse) {
+  return static_cast<int32_t>((static_cast<float>(i) + 0.5f) * inverse);
+}
+
 /// How the launches of a step are cut. A function of sizes that the host knows, so that a captured graph and an eager
 /// step do the same whatever the lengths are.
 struct EvictPlan {

@@ -28,6 +28,12 @@ UNCOMP_HD constexpr int32_t quantize_vote(float weight, int32_t bits) {
   return whole + (scaled - static_cast<float>(whole) >= 0.5f ? 1 : 0);
 }
 
+/// The running sum once `fresh` has replaced `old`. Unsigned, so that a state that is no sum of votes wraps instead of
+/// being undefined.
+UNCOMP_HD constexpr int32_t moved_sum(int32_t sum, int32_t old, int32_t fresh) {
+  return static_cast<int32_t>(static_cast<uint32_t>(sum) + (static_cast<uint32_t>(fresh) - static_cast<uint32_t>(old)));
+}
+
 /// The weight that a stored vote, or a sum of votes, stands for.
 UNCOMP_HD constexpr float vote_weight(int32_t vote, int32_t bits) {
   return static_cast<float>(vote) / static_cast<float>(int32_t{1} << bits);

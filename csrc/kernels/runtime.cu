@@ -62,17 +62,21 @@ cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
   return err;
 }
 
-cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits) {
-  static std::map<std::tuple<const void*, int, int32_t, int32_t, size_t>, bool> known;
+cudaError_t active_clusters(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, int32_t* count) {
+  static std::map<std::tuple<const void*, int, int32_t, int32_t, size_t>, int32_t> known;
   int device = 0;
   if (const cudaError_t err = current(&device); err != cudaSuccess) return err;
   const std::lock_guard<std::mutex> hold(lock());
-  const auto [entry, fresh] = known.try_emplace({kernel, device, blocks, threads, shared_bytes}, false);
+  const auto [entry, fresh] = known.try_emplace({kernel, device, blocks, threads, shared_bytes}, 0);
   if (fresh) {
     cudaFuncAttributes attributes{};
     if (const cudaError_t err = cudaFuncGetAttributes(&attributes, kernel); err != cudaSuccess) return err;
     // Code for sm_80, also when it is compiled from PTX for a newer device, knows no clusters.
     if (attributes.ptxVersion >= 90) {
+      constexpr int32_t kPortable = 8;
+      if (blocks > kPortable) {
+        (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+      }
       cudaLaunchAttribute cluster{};
       cluster.id = cudaLaunchAttributeClusterDimension;
       cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
@@ -88,11 +92,18 @@ cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, si
         (void)cudaGetLastError();
         clusters = 0;
       }
-      entry->second = clusters > 0;
+      entry->second = clusters;
     }
   }
-  *fits = entry->second;
+  *count = entry->second;
   return cudaSuccess;
+}
+
+cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits) {
+  int32_t count = 0;
+  const cudaError_t err = active_clusters(kernel, blocks, threads, shared_bytes, &count);
+  *fits = count > 0;
+  return err;
 }
 
 cudaError_t compiled_for_sm_90(const void* kernel, bool* yes) {

@@ -26,6 +26,10 @@ cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
 /// room for one such cluster. Remembers the answer. Call `allow_shared_memory` first.
 cudaError_t cluster_fits(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, bool* fits);
 
+/// Clusters of `blocks` blocks of `kernel` that the current device holds at a time, 0 where it knows no clusters.
+/// Remembers the answer, and lets the kernel have clusters of more than 8 blocks. Call `allow_shared_memory` first.
+cudaError_t active_clusters(const void* kernel, int32_t blocks, int32_t threads, size_t shared_bytes, int32_t* count);
+
 /// Whether the current device runs code of `kernel` that was compiled for sm_90 or later. Remembers the answer.
 cudaError_t compiled_for_sm_90(const void* kernel, bool* yes);
 

@@ -63,11 +63,12 @@ __global__ void __launch_bounds__(kSliceThreads, 2)
   const int32_t begin = slices.begin(slice) * kEvictTile;
   const int32_t count = min_of(slices.end(slice) * static_cast<int64_t>(kEvictTile), int64_t{step.len}) - begin;
   const int64_t slot = params.ragged().start(row) + begin;
-  float* logits = work.logits + slot * group;
+  float* logits = work.logits + slot;
+  const int64_t capacity = params.capacity;
   attend_slice(shared, static_cast<const T*>(params.key_rows) + slot * params.key_dim,
                static_cast<const T*>(params.value_rows) + slot * params.value_dim, count, params.key_dim,
                params.value_dim, scale, [=](int at, int head, float logit) {
-                 if (head < group) logits[static_cast<int64_t>(at) * group + head] = logit;
+                 if (head < group) logits[head * capacity + at] = logit;
                });
 
   const int64_t part = static_cast<int64_t>(row) * plan.most_slices + slice;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step as launches: attend (slices of rows), then votes and eviction, one block a row. Where rows are few and long
-// their votes are a launch of their own. The borders between launches are the barriers.
+// One step as one launch (row_kernel.cuh), or as several: attend (slices of rows), then votes and eviction, one block a
+// row. Where rows are few and long their votes are a launch of their own. The borders between launches are the
+// barriers.
 #include "kernels/decode_evict/decode_evict.h"
 
 #include "kernels/decode_evict/evict.cuh"
@@ -11,7 +12,7 @@ namespace uncomp::kernels {
 namespace {
 
 constexpr int kBlocksPerSm = 2;
-constexpr int kMostThreads = 1024;
+constexpr int kMostThreads = 1024, kVoteThreads = 512;
 
 union RowShared {
   RowSoftmax softmax;
@@ -20,7 +21,7 @@ union RowShared {
 static_assert(sizeof(RowShared) <= 48 * 1024, "static shared memory");
 
 /// Block (part, row) of `parts`.
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kVoteThreads, 1)
     vote_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ EvictPlan plan,
                 const __grid_constant__ DecodeEvictWorkspace work) {
   __shared__ RowSoftmax softmax;
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   evict_row(params, work, row, step_of(params, row), shared);
 }
 
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kVoteThreads, 1)
     vote_and_evict_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ EvictPlan plan,
                           const __grid_constant__ DecodeEvictWorkspace work) {
   __shared__ RowShared shared;
@@ -85,6 +86,18 @@ cudaError_t launch_attend(const DecodeEvictParams& params, const EvictPlan& plan
   return cudaErrorInvalidValue;
 }
 
+cudaError_t launch_rows(const DecodeEvictParams& params, float* logits, cudaStream_t stream, bool* launched) {
+  switch (params.dtype) {
+    case DType::float16:
+      return evict_rows_fp16(params, logits, stream, launched);
+    case DType::bfloat16:
+      return evict_rows_bf16(params, logits, stream, launched);
+    case DType::float32:
+      break;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace
 
 cudaError_t decode_evict_workspace_bytes(const DecodeEvictParams& params, int64_t* bytes) {
@@ -101,16 +114,18 @@ cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaS
   if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
   DecodeEvictWorkspace work;
   cut_workspace(params, plan, workspace, &work);
+  bool done = false;
+  if (const cudaError_t err = launch_rows(params, work.logits, stream, &done); err != cudaSuccess || done) return err;
   if (const cudaError_t err = launch_attend(params, plan, work, stream); err != cudaSuccess) return err;
   const unsigned rows = static_cast<unsigned>(params.num_rows);
   if (plan.vote_slices > 1) {
-    vote_kernel<<<rows* static_cast<unsigned>(plan.vote_slices), 512, 0, stream>>>(params, plan, work);
+    vote_kernel<<<rows* static_cast<unsigned>(plan.vote_slices), kVoteThreads, 0, stream>>>(params, plan, work);
     if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
     evict_kernel<<<rows, kMostThreads, 0, stream>>>(params, work);
     return cudaGetLastError();
   }
   // Few rows: a wide block ends sooner. Many: small blocks overlap each other's waits.
-  const int threads = plan.most_slices > 4 ? 1024 : plan.most_slices > 1 ? 512 : 256;
+  const int threads = plan.most_slices > 1 ? kVoteThreads : 256;
   vote_and_evict_kernel<<<rows, threads, 0, stream>>>(params, plan, work);
   return cudaGetLastError();
 }

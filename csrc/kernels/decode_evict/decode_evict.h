@@ -47,8 +47,8 @@ struct DecodeEvictParams {
 /// Bytes of workspace, 256-byte aligned, that `decode_evict` needs on the current device.
 cudaError_t decode_evict_workspace_bytes(const DecodeEvictParams& params, int64_t* bytes);
 
-/// Two launches, three where rows are few and long. Every value is written before it is read: the workspace may hold
-/// anything.
+/// One launch where the device has clusters and rows fit on chip; else two, three where rows are few and long. Every
+/// value is written before it is read: the workspace may hold anything.
 cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream);
 
 }  // namespace uncomp::kernels

@@ -72,26 +72,24 @@ __device__ __forceinline__ int32_t choose_leaver(const DecodeEvictParams& params
   return first_to_leave(best, shared).place;
 }
 
-/// Takes `place` out of the row's order and puts `slot` behind the others: chunks of places in ascending order, each
-/// read as a whole before it is written.
-__device__ __forceinline__ void reorder(int32_t* order, int32_t place, int32_t slot, int32_t len) {
+/// Moves the entries behind `begin` one place down, up to place `end` - 1, which takes `after`: chunks of places in
+/// ascending order, each read as a whole before it is written.
+__device__ __forceinline__ void shift_down(int32_t* order, int64_t begin, int64_t end, int32_t after) {
   constexpr int kAtOnce = 4;
-  const int64_t last = len - 1;
-  for (int64_t from = place; from < last; from += kAtOnce * blockDim.x) {
+  for (int64_t from = begin; from < end; from += kAtOnce * blockDim.x) {
     int32_t held[kAtOnce];
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t i = from + u * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-      held[u] = i < last ? order[i + 1] : 0;
+      held[u] = i + 1 < end ? order[i + 1] : after;
     }
     __syncthreads();
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t i = from + u * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-      if (i < last) order[i] = held[u];
+      if (i < end) order[i] = held[u];
     }
   }
-  if (threadIdx.x == 0) order[last] = slot;
 }
 
 /// Copies `bytes` (a multiple of 16, both ends on 16-byte borders).
@@ -114,7 +112,7 @@ __device__ __forceinline__ void evict_row(const DecodeEvictParams& params, const
     const int32_t place = choose_leaver(params, step, order, params.vote_sum + start, shared);
     slot = slot_at(order, place, step.len);
     __syncthreads();  // every thread knows the slot before order changes
-    reorder(order, place, slot, step.len);
+    shift_down(order, place, step.len, slot);
     if (threadIdx.x == 0) params.row_len[row] = step.len;  // a length beyond the room is set right
   } else {
     __syncthreads();  // every thread has read row_len and vote_step before they change

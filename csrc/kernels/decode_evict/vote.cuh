@@ -84,33 +84,33 @@ __device__ __forceinline__ void write_nothing(const DecodeEvictParams& params, i
   if (threadIdx.x < group) params.lse[head0 + threadIdx.x] = -INFINITY;
 }
 
-/// The vote of a token with logits [g]. "sum" is stored as the mean. A NaN weight of any head makes the vote 0.
-__device__ __forceinline__ int32_t vote_of(const DecodeEvictParams& params, const float* logits, const float* lse,
-                                           int32_t bits) {
+/// The vote of a token whose heads' logits are `stride` apart. "sum" is stored as the mean. A NaN weight of any head
+/// makes the vote 0.
+__device__ __forceinline__ int32_t vote_of(const DecodeEvictParams& params, const float* logits, int64_t stride,
+                                           const float* lse, int32_t bits) {
+  constexpr int kAtOnce = 4;
   const int32_t group = params.group_size;
   const bool largest = params.reduce_group == Reduce::max;
-  float all = exp2f(logits[0] - lse[0]);
-  for (int head = 1; head < group; ++head) {
-    const float weight = exp2f(logits[head] - lse[head]);
-    if (!largest) {
-      all += weight;
-    } else if (weight > all || weight != weight) {
-      all = weight;
+  float all = 0.0f;
+#pragma unroll 1
+  for (int base = 0; base < group; base += kAtOnce) {
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int head = base + u;
+      const float weight = head < group ? exp2_fast(logits[head * stride] - lse[head]) : 0.0f;
+      const float larger = weight > all || weight != weight ? weight : all;
+      all = largest ? larger : all + weight;
     }
   }
-  return quantize_vote(largest ? all : all / static_cast<float>(group), bits);
+  return quantize_vote(largest ? all : __fdividef(all, static_cast<float>(group)), bits);
 }
 
-/// Replaces the oldest ring row in slots [begin, end) of a row, counted inside the row. Four slots a thread at a time,
-/// so that their loads fly together.
-__device__ __forceinline__ void vote_slots(const DecodeEvictParams& params, const DecodeEvictWorkspace& work,
-                                           int64_t start, int64_t begin, int64_t end, int32_t ring_row,
-                                           const float* lse) {
+/// Replaces the oldest ring row in slots [begin, end), given the arrays from slot 0 on and the logits of head 0. Four
+/// slots a thread at a time, so that their loads fly together.
+__device__ __forceinline__ void vote_slots(const DecodeEvictParams& params, const float* logits, int64_t stride,
+                                           int64_t begin, int64_t end, int32_t* ring, int32_t* sums, const float* lse) {
   constexpr int kAtOnce = 4;
-  const int32_t bits = vote_scale_bits(params.vote_window), group = params.group_size;
-  int32_t* ring = params.votes + ring_row * params.capacity + start;
-  int32_t* sums = params.vote_sum + start;
-  const float* logits = work.logits + start * group;
+  const int32_t bits = vote_scale_bits(params.vote_window);
   for (int64_t base = begin + threadIdx.x; base < end; base += kAtOnce * blockDim.x) {
     int32_t old[kAtOnce] = {}, sum[kAtOnce] = {}, vote[kAtOnce] = {};
 #pragma unroll
@@ -124,16 +124,14 @@ __device__ __forceinline__ void vote_slots(const DecodeEvictParams& params, cons
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t slot = base + u * static_cast<int64_t>(blockDim.x);
-      if (slot < end) vote[u] = vote_of(params, logits + slot * group, lse, bits);
+      if (slot < end) vote[u] = vote_of(params, logits + slot, stride, lse, bits);
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t slot = base + u * static_cast<int64_t>(blockDim.x);
       if (slot < end) {
         ring[slot] = vote[u];
-        // Unsigned, so that a state that is no sum of votes wraps instead of being undefined.
-        sums[slot] = static_cast<int32_t>(static_cast<uint32_t>(sum[u]) +
-                                          (static_cast<uint32_t>(vote[u]) - static_cast<uint32_t>(old[u])));
+        sums[slot] = moved_sum(sum[u], old[u], vote[u]);
       }
     }
   }
@@ -151,12 +149,14 @@ __device__ __forceinline__ void vote_row(const DecodeEvictParams& params, const 
   const int32_t slices = attend_slices(step.len, plan).count;
   join_slices(params, plan, work, row, slices, softmax);
   const int32_t ring_row = vote_ring_row(params.vote_step[row], params.vote_window);
-  vote_slots(params, work, params.ragged().start(row), int64_t{step.len} * part / parts,
-             int64_t{step.len} * (part + 1) / parts, ring_row, softmax.lse);
+  const int64_t start = params.ragged().start(row);
+  vote_slots(params, work.logits + start, params.capacity, int64_t{step.len} * part / parts,
+             int64_t{step.len} * (part + 1) / parts, params.votes + ring_row * params.capacity + start,
+             params.vote_sum + start, softmax.lse);
   if (part > 0) return;
   if (threadIdx.x == 0) {
     const float* fresh = work.new_logit + static_cast<int64_t>(row) * params.group_size;
-    work.new_vote[row] = vote_of(params, fresh, softmax.lse, vote_scale_bits(params.vote_window));
+    work.new_vote[row] = vote_of(params, fresh, 1, softmax.lse, vote_scale_bits(params.vote_window));
   }
   write_output(params, plan, work, row, slices, softmax);
 }

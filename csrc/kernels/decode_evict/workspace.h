@@ -13,7 +13,7 @@ namespace uncomp::kernels {
 
 /// Logits are kept times log2(e), so that weights are powers of two.
 struct DecodeEvictWorkspace {
-  float* logits;      // [C, g]         of the live slots
+  float* logits;      // [g, C]         of the live slots; one launch: only of ranks whose share does not fit on chip
   float* new_logit;   // [R, g]         of the new token
   float* largest;     // [R, P, g]      of a slice; P = plan.most_slices
   float* total;       // [R, P, g]      sum of 2^(logit - largest)
@@ -27,9 +27,14 @@ UNCOMP_HD inline EvictStep step_of(const DecodeEvictParams& p, int32_t row) {
   return evict_step(rows.len(row), rows.room(row), p.window, p.sink);
 }
 
-/// Launch 1: logits, and per slice largest, total and partial. One function per dtype, each in its own file.
+/// One function of each per dtype, in a file of its own.
+/// attend: launch 1 of several: logits, and per slice largest, total and partial.
 cudaError_t evict_attend_fp32(const DecodeEvictParams&, const EvictPlan&, const DecodeEvictWorkspace&, cudaStream_t);
 cudaError_t evict_attend_fp16(const DecodeEvictParams&, const EvictPlan&, const DecodeEvictWorkspace&, cudaStream_t);
 cudaError_t evict_attend_bf16(const DecodeEvictParams&, const EvictPlan&, const DecodeEvictWorkspace&, cudaStream_t);
+
+/// rows: the whole step in one launch, if the device can and it pays; `launched` tells. `logits` is the workspace's.
+cudaError_t evict_rows_fp16(const DecodeEvictParams&, float* logits, cudaStream_t, bool* launched);
+cudaError_t evict_rows_bf16(const DecodeEvictParams&, float* logits, cudaStream_t, bool* launched);
 
 }  // namespace uncomp::kernels

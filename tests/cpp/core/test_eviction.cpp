@@ -137,3 +137,60 @@ TEST_CASE("few rows are shared by blocks, many are not, and only long rows share
     REQUIRE(int64_t{rows} * plan.most_slices <= 4 * 264 + rows);
   }
 }
+
+TEST_CASE("ranks fill the device and keep rows on chip", "[eviction]") {
+  const auto ranks = [](int32_t rows, int64_t mean) { return rank_count(rows, rows * mean, 264, 2628, kMostRanks); };
+  REQUIRE(rank_count(0, 0, 264, 2628, kMostRanks) == 1);
+  REQUIRE(ranks(8, 1552) == 16);
+  REQUIRE(ranks(16, 1552) == 16);
+  REQUIRE(ranks(17, 1552) == 8);
+  REQUIRE(ranks(33, 1552) == 8);
+  REQUIRE(ranks(34, 1552) == 4);
+  REQUIRE(ranks(132, 1552) == 2);
+  REQUIRE(ranks(133, 1552) == 1);
+  REQUIRE(ranks(2048, 1552) == 1);
+  REQUIRE(ranks(2048, 1753) == 2);  // rows of 1.5 times the mean would not fit
+  REQUIRE(ranks(2048, 8192) == 8);
+  REQUIRE(ranks(2048, 1 << 20) == 1);  // nothing helps
+  REQUIRE(rank_count(8, 8 * 1552, 264, 2628, 1) == 1);
+
+  const auto pays = [&](int32_t rows, int64_t mean) {
+    const RankPlan plan{ranks(rows, mean), 0, 2628, 0};
+    return row_launch_pays(rows, rows * mean, 132, plan);
+  };
+  REQUIRE(pays(1, 4096));
+  REQUIRE_FALSE(pays(1, 4097));
+  REQUIRE(pays(8, 32768));
+  REQUIRE_FALSE(pays(8, 131072));
+  REQUIRE(pays(2048, 1552));
+}
+
+TEST_CASE("rank slices cover a row with whole tiles", "[eviction]") {
+  for (const int32_t len : {0, 1, 15, 16, 17, 255, 256, 257, 1552, 32768, 1 << 20, INT32_MAX}) {
+    for (int32_t bits = 0; bits <= 4; ++bits) {
+      const int32_t ranks = 1 << bits;
+      const int64_t slice = rank_slice(len, bits);
+      REQUIRE(slice % kRankTile == 0);
+      REQUIRE(slice * ranks >= len);
+      REQUIRE((slice - kRankTile) * ranks < max_of(len, 1));
+    }
+  }
+}
+
+TEST_CASE("a quotient by a product is exact where it is used", "[eviction]") {
+  for (int32_t divisor = 1; divisor <= (1 << 15); divisor = divisor < 40 ? divisor + 1 : divisor * 3 / 2 + 1) {
+    const float inverse = 1.0f / static_cast<float>(divisor);
+    for (int32_t quotient = 0; quotient < 16; ++quotient) {
+      for (const int32_t rest : {0, 1, divisor / 2, divisor - 2, divisor - 1}) {
+        if (rest < 0 || rest >= divisor) continue;
+        REQUIRE(small_quotient(quotient * divisor + rest, inverse) == quotient);
+      }
+    }
+  }
+  // Slices of a row divide its slots: every divisor, at both ends.
+  for (int32_t divisor = 1; divisor <= (1 << 15); ++divisor) {
+    const float inverse = 1.0f / static_cast<float>(divisor);
+    REQUIRE(small_quotient(15 * divisor, inverse) == 15);
+    REQUIRE(small_quotient(16 * divisor - 1, inverse) == 15);
+  }
+}

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launches against plain loops: the votes of every slot, who leaves, what is overwritten and what is not, for rows
 // of one slice and of many, below their room and full, with guard bands and repeated bits.
-#include "kernels/decode_evict/decode_evict.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,82 +8,12 @@
 #include "core/eviction.h"
 #include "core/votes.h"
 #include "support/catch.hpp"
-#include "support/device.hpp"
-#include "support/evict_problem.hpp"
+#include "support/evict_device.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
 
 namespace {
-
-struct Output {
-  EvictState state;
-  std::vector<float> out, lse;
-};
-
-Output run(const EvictProblem& p, const EvictInput& in) {
-  const int32_t rows = static_cast<int32_t>(p.len.size());
-  const int64_t heads = int64_t{rows} * p.group;
-  DeviceArray<unsigned char> query(encoded(in.query, p.dtype)), new_key(encoded(in.new_key, p.dtype)),
-      new_value(encoded(in.new_value, p.dtype)), key(in.state.key), value(in.state.value),
-      out(static_cast<size_t>(heads) * p.value_dim * dtype_bytes(p.dtype));
-  DeviceArray<int32_t> start(in.start), position(in.new_position), row_len(in.state.row_len),
-      slot_position(in.state.position), votes(in.state.votes), vote_sum(in.state.vote_sum),
-      vote_step(in.state.vote_step), order(in.state.order);
-  DeviceArray<float> lse(static_cast<size_t>(heads));
-  const int32_t rows_per_sequence = rows / p.batch;
-  kernels::DecodeEvictParams params{};
-  params.query = query.data();
-  params.key = new_key.data();
-  params.value = new_value.data();
-  params.position = position.data();
-  params.row_start = start.data();
-  params.row_len = row_len.data();
-  params.key_rows = key.data();
-  params.value_rows = value.data();
-  params.slot_position = slot_position.data();
-  params.votes = votes.data();
-  params.vote_sum = vote_sum.data();
-  params.vote_step = vote_step.data();
-  params.order = order.data();
-  params.out = out.data();
-  params.lse = lse.data();
-  params.query_batch = int64_t{rows_per_sequence} * p.group * p.key_dim;
-  params.query_head = p.key_dim;
-  params.key_batch = int64_t{p.num_kv_heads} * p.key_dim;
-  params.key_head = p.key_dim;
-  params.value_batch = int64_t{p.num_kv_heads} * p.value_dim;
-  params.value_head = p.value_dim;
-  params.capacity = in.start.back();
-  params.num_rows = rows;
-  params.rows = rows_per_sequence;
-  params.rows_per_kv = rows_per_sequence / p.num_kv_heads;
-  params.group_size = p.group;
-  params.key_dim = p.key_dim;
-  params.value_dim = p.value_dim;
-  params.vote_window = p.vote_window;
-  params.window = p.window;
-  params.sink = p.sink;
-  params.pool = p.pool;
-  params.scale = 1.0f / std::sqrt(static_cast<float>(p.key_dim));
-  params.pool_mode = p.mode;
-  params.reduce_group = p.reduce;
-  params.dtype = p.dtype;
-  int64_t bytes = 0;
-  cuda_ok(kernels::decode_evict_workspace_bytes(params, &bytes));
-  DeviceArray<unsigned char> work(static_cast<size_t>(bytes));
-  cuda_ok(kernels::decode_evict(params, work.data(), nullptr));
-  Output got{{row_len.host(), slot_position.host(), votes.host(), vote_sum.host(), vote_step.host(), order.host(),
-              key.host(), value.host()},
-             decoded(out.host(), p.dtype),
-             lse.host()};
-  for (const auto* bytes_of : {&key, &value, &out, &work}) REQUIRE(bytes_of->guards_intact());
-  for (const auto* ints : {&row_len, &slot_position, &votes, &vote_sum, &vote_step, &order}) {
-    REQUIRE(ints->guards_intact());
-  }
-  REQUIRE(lse.guards_intact());
-  return got;
-}
 
 /// Softmax weights [K + 1, g], out [g, Dv] and lse [g] of a row.
 struct Attention {
@@ -129,7 +57,7 @@ double reduced(const EvictProblem& p, const Attention& a, int32_t token) {
   return all;
 }
 
-void check_row(const EvictProblem& p, const EvictInput& in, const Output& got, int32_t r) {
+void check_row(const EvictProblem& p, const EvictInput& in, const EvictOutput& got, int32_t r) {
   CAPTURE(r, p.len[r], p.room[r], p.group, static_cast<int>(p.dtype));
   const int64_t start = in.start[r], slots = in.start.back();
   const int32_t len = p.len[r], room = p.room[r], bits = vote_scale_bits(p.vote_window);
@@ -221,12 +149,9 @@ void check_row(const EvictProblem& p, const EvictInput& in, const Output& got, i
 
 void check(const EvictProblem& p) {
   const EvictInput in(p);
-  const Output got = run(p, in), again = run(p, in);
+  const EvictOutput got = run(p, in), again = run(p, in);
   for (int32_t r = 0; r < static_cast<int32_t>(p.len.size()); ++r) check_row(p, in, got, r);
-  REQUIRE(std::equal(got.out.begin(), got.out.end(), again.out.begin()));
-  REQUIRE(got.lse == again.lse);
-  REQUIRE(got.state.votes == again.state.votes);
-  REQUIRE(got.state.order == again.state.order);
+  require_same(got, again);
 }
 
 }  // namespace
@@ -275,24 +200,42 @@ TEST_CASE("groups and head dims", "[decode_evict][large]") {
   }
 }
 
-/// Row i has 3 to `longest` tokens; every second one has room for one more.
-EvictProblem many_rows(size_t rows, int32_t longest) {
-  EvictProblem p{.len = std::vector<int32_t>(rows),
-                 .room = {},
-                 .batch = static_cast<int32_t>(rows / 8),
-                 .num_kv_heads = 4,
-                 .vote_window = 8};
-  for (size_t i = 0; i < rows; ++i) {
-    p.len[i] = 3 + static_cast<int32_t>(i * 37 % (longest - 2));
-    p.room.push_back(p.len[i] + static_cast<int32_t>(i % 2));
-  }
-  return p;
-}
-
-// On 132 multiprocessors 264 blocks are in flight; 320 rows get up to three slices each, 560 one.
-TEST_CASE("few slices a row, and one", "[decode_evict]") {
+// On 132 multiprocessors 264 blocks are in flight: clusters of 16, 8, 4 and 2 blocks a row, then one block a row. Where
+// no cluster does the row, 320 rows get up to three slices each, 560 one.
+TEST_CASE("every number of blocks a row", "[decode_evict]") {
+  for (const size_t rows : {16, 24, 56, 104}) check(many_rows(rows, 40));
   check(many_rows(320, 12));
   check(many_rows(560, 20));
+}
+
+// A cluster of 16 has slices of 16 slots up to 256 tokens, then of 32.
+TEST_CASE("rows around the borders of a cluster's slices", "[decode_evict]") {
+  for (const Pool mode : {Pool::max, Pool::avg}) {
+    for (const int32_t pool : {1, 3, 129}) {
+      check({.len = {255, 256, 257, 16, 512, 513},
+             .room = {255, 256, 257, 16, 512, 514},
+             .pool = pool,
+             .mode = mode,
+             .dtype = DType::bfloat16});
+    }
+  }
+}
+
+TEST_CASE("rows too long for the shared memory of their blocks", "[decode_evict][large]") {
+  for (const Pool mode : {Pool::max, Pool::avg}) {
+    // 16 blocks: 3750 slots each, of 8 heads.
+    check({.len = {60000, 100, 90, 80, 70, 60, 50, 40},
+           .room = {60000, 100, 91, 80, 70, 60, 50, 40},
+           .group = 8,
+           .pool = 7,
+           .mode = mode});
+    // One block a row.
+    EvictProblem p = many_rows(304, 12);
+    p.len[5] = p.room[5] = 9000;
+    p.pool = mode == Pool::max ? 129 : 7;
+    p.mode = mode;
+    check(p);
+  }
 }
 
 TEST_CASE("more rows than blocks in flight", "[decode_evict][large]") { check(many_rows(2400, 92)); }
