@@ -5,6 +5,7 @@
 #include "kernels/decode_evict/decode_evict.h"
 
 #include "kernels/decode_evict/evict.cuh"
+#include "kernels/decode_evict/evict_cluster.cuh"
 #include "kernels/decode_evict/vote.cuh"
 #include "kernels/runtime.h"
 
@@ -34,6 +35,17 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   __shared__ EvictShared shared;
   const int32_t row = blockIdx.x;
   evict_row(params, work, row, step_of(params, row), shared);
+}
+
+/// Block (rank, row) of a cluster of `ranks`.
+__global__ void __launch_bounds__(kVoteThreads, 1)
+    evict_cluster_kernel(const __grid_constant__ DecodeEvictParams params,
+                         const __grid_constant__ DecodeEvictWorkspace work, int32_t ranks) {
+#if __CUDA_ARCH__ >= 900
+  __shared__ EvictClusterShared shared;
+  const int32_t row = static_cast<int32_t>(blockIdx.x) / ranks, rank = static_cast<int32_t>(blockIdx.x) % ranks;
+  evict_row_together(params, work, row, rank, ranks, shared);
+#endif
 }
 
 __global__ void __launch_bounds__(kVoteThreads, 1)
@@ -86,6 +98,30 @@ cudaError_t launch_attend(const DecodeEvictParams& params, const EvictPlan& plan
   return cudaErrorInvalidValue;
 }
 
+/// The last of three launches: a cluster of blocks a row, if the device can.
+cudaError_t launch_evict(const DecodeEvictParams& params, const DecodeEvictWorkspace& work, cudaStream_t stream) {
+  const void* address = reinterpret_cast<const void*>(evict_cluster_kernel);
+  for (int32_t ranks = kMostRanks; ranks > 1; ranks /= 2) {
+    int32_t clusters = 0;
+    if (const cudaError_t err = active_clusters(address, ranks, kVoteThreads, 0, &clusters); err != cudaSuccess) {
+      return err;
+    }
+    if (clusters == 0) continue;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(ranks), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(params.num_rows) * static_cast<unsigned>(ranks));
+    config.blockDim = dim3(kVoteThreads);
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, evict_cluster_kernel, params, work, ranks);
+  }
+  evict_kernel<<<static_cast<unsigned>(params.num_rows), kMostThreads, 0, stream>>>(params, work);
+  return cudaGetLastError();
+}
+
 cudaError_t launch_rows(const DecodeEvictParams& params, float* logits, cudaStream_t stream, bool* launched) {
   switch (params.dtype) {
     case DType::float16:
@@ -121,8 +157,7 @@ cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaS
   if (plan.vote_slices > 1) {
     vote_kernel<<<rows* static_cast<unsigned>(plan.vote_slices), kVoteThreads, 0, stream>>>(params, plan, work);
     if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
-    evict_kernel<<<rows, kMostThreads, 0, stream>>>(params, work);
-    return cudaGetLastError();
+    return launch_evict(params, work, stream);
   }
   // Few rows: a wide block ends sooner. Many: small blocks overlap each other's waits.
   const int threads = plan.most_slices > 1 ? kVoteThreads : 256;

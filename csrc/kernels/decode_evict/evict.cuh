@@ -38,15 +38,18 @@ __device__ __forceinline__ Leaver first_to_leave(Leaver mine, EvictShared& share
   return mine;
 }
 
-/// Place in position order of the token that leaves. `order` and `sums` are those of the row.
-__device__ __forceinline__ int32_t choose_leaver(const DecodeEvictParams& params, const EvictStep& step,
-                                                 const int32_t* order, const int32_t* sums, EvictShared& shared) {
+/// The first to leave among places [first, last), known to every thread. `order` and `sums` are those of the row.
+__device__ __forceinline__ Leaver choose_leaver(const DecodeEvictParams& params, const EvictStep& step, int32_t first,
+                                                int32_t last, const int32_t* order, const int32_t* sums,
+                                                EvictShared& shared) {
   const int32_t half = params.pool / 2;
   const bool largest = params.pool_mode == Pool::max;
   Leaver best = kNobody;
-  for (int64_t from = step.first; from < step.candidates; from += kPlacesAtOnce) {
+  first = max_of(first, step.first);
+  last = min_of(last, step.candidates);
+  for (int64_t from = first; from < last; from += kPlacesAtOnce) {
     const int32_t begin = static_cast<int32_t>(from);
-    const int32_t end = static_cast<int32_t>(min_of<int64_t>(from + kPlacesAtOnce, step.candidates));
+    const int32_t end = static_cast<int32_t>(min_of<int64_t>(from + kPlacesAtOnce, last));
     const int32_t held = step.pool_begin(begin, half), count = step.pool_end(end - 1, half) - held;
     __syncthreads();  // the last round's sums have been read
 #pragma unroll 4
@@ -69,7 +72,7 @@ __device__ __forceinline__ int32_t choose_leaver(const DecodeEvictParams& params
       if (leaves_before(leaver, best)) best = leaver;
     }
   }
-  return first_to_leave(best, shared).place;
+  return first_to_leave(best, shared);
 }
 
 /// Moves the entries behind `begin` one place down, up to place `end` - 1, which takes `after`: chunks of places in
@@ -99,29 +102,10 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, int32_t b
   }
 }
 
-/// Steps 3 to 5 of the contract. All votes of the row are written, and seen by this block. Block-uniform arguments.
-__device__ __forceinline__ void evict_row(const DecodeEvictParams& params, const DecodeEvictWorkspace& work,
-                                          int32_t row, const EvictStep& step, EvictShared& shared) {
-  if (step.kind == EvictStep::Kind::nothing) return;
-  const int64_t start = params.ragged().start(row), batch = row / params.rows;
-  const int64_t kv_head = row % params.rows / params.rows_per_kv;
-  const int32_t ring_row = vote_ring_row(params.vote_step[row], params.vote_window), own = work.new_vote[row];
-  int32_t* order = params.order + start;
-  int32_t slot = step.len;
-  if (step.kind == EvictStep::Kind::evict) {
-    const int32_t place = choose_leaver(params, step, order, params.vote_sum + start, shared);
-    slot = slot_at(order, place, step.len);
-    __syncthreads();  // every thread knows the slot before order changes
-    shift_down(order, place, step.len, slot);
-    if (threadIdx.x == 0) params.row_len[row] = step.len;  // a length beyond the room is set right
-  } else {
-    __syncthreads();  // every thread has read row_len and vote_step before they change
-    if (threadIdx.x == 0) {
-      order[slot] = slot;
-      params.row_len[row] = step.len + 1;
-    }
-  }
-  const int64_t target = start + slot;
+/// Puts the new token, whose vote is `own`, in arena slot `target`, and moves the ring on.
+__device__ __forceinline__ void place_token(const DecodeEvictParams& params, int32_t row, int64_t target, int32_t own) {
+  const int64_t batch = row / params.rows, kv_head = row % params.rows / params.rows_per_kv;
+  const int32_t ring_row = vote_ring_row(params.vote_step[row], params.vote_window);
   const int32_t bytes = dtype_bytes(params.dtype);
   copy_bytes(static_cast<char*>(params.key_rows) + target * params.key_dim * bytes,
              static_cast<const char*>(params.key) + (batch * params.key_batch + kv_head * params.key_head) * bytes,
@@ -133,11 +117,36 @@ __device__ __forceinline__ void evict_row(const DecodeEvictParams& params, const
   for (int w = threadIdx.x; w < params.vote_window; w += blockDim.x) {
     params.votes[w * params.capacity + target] = w == ring_row ? own : 0;
   }
+  __syncthreads();  // every thread has read vote_step
   if (threadIdx.x == 0) {
     params.vote_sum[target] = own;
     params.slot_position[target] = params.position[batch];
     params.vote_step[row] = vote_ring_row(ring_row + 1, params.vote_window);
   }
+}
+
+/// Steps 3 to 5 of the contract. All votes of the row are written, and seen by this block. Block-uniform arguments.
+__device__ __forceinline__ void evict_row(const DecodeEvictParams& params, const DecodeEvictWorkspace& work,
+                                          int32_t row, const EvictStep& step, EvictShared& shared) {
+  if (step.kind == EvictStep::Kind::nothing) return;
+  const int64_t start = params.ragged().start(row);
+  const int32_t own = work.new_vote[row];
+  int32_t* order = params.order + start;
+  int32_t slot = step.len;
+  if (step.kind == EvictStep::Kind::evict) {
+    const int32_t place = choose_leaver(params, step, 0, step.len, order, params.vote_sum + start, shared).place;
+    slot = slot_at(order, place, step.len);
+    __syncthreads();  // every thread knows the slot before order changes
+    shift_down(order, place, step.len, slot);
+    if (threadIdx.x == 0) params.row_len[row] = step.len;  // a length beyond the room is set right
+  } else {
+    __syncthreads();  // every thread has read row_len and vote_step before they change
+    if (threadIdx.x == 0) {
+      order[slot] = slot;
+      params.row_len[row] = step.len + 1;
+    }
+  }
+  place_token(params, row, start + slot, own);
 }
 
 }  // namespace uncomp::kernels

@@ -245,7 +245,11 @@ cudaError_t launch_rows(const DecodeEvictParams& params, float* logits, cudaStre
         err != cudaSuccess) {
       return err;
     }
-    if (clusters > 0) break;
+    // Clusters that need a second round for the last few rows take longer than half as many blocks a row.
+    const bool second_round =
+        clusters < params.num_rows && plan.ranks * params.num_rows <= kRowBlocksPerSm * info.sm_count;
+    const bool half_fits = params.capacity <= int64_t{params.num_rows} * (plan.ranks / 2) * plan.held;
+    if (clusters > 0 && !(second_round && half_fits)) break;
     if (plan.ranks == 1) return cudaSuccess;
   }
   while (1 << plan.rank_bits < plan.ranks) ++plan.rank_bits;

@@ -173,6 +173,8 @@ TEST_CASE("rows of many slices, with votes in a launch of their own and without"
 
 TEST_CASE("long rows", "[decode_evict][large]") {
   for (const Pool mode : {Pool::max, Pool::avg}) {
+    // Two rounds of places for each block of a cluster.
+    check({.len = {70000}, .room = {70000}, .group = 1, .pool = 7, .mode = mode});
     check({.len = {20000, 9001}, .room = {20000, 9002}, .pool = 129, .mode = mode});
     check({.len = {4097, 8192, 5000}, .room = {4097, 8192, 5000}, .window = 8, .pool = 7, .mode = mode});
   }
