@@ -18,7 +18,7 @@ template <class T, int kTile, int kHeads>
 __global__ void __launch_bounds__(kSliceThreads, 2)
     evict_attend_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ EvictPlan plan,
                         const __grid_constant__ DecodeEvictWorkspace work) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<SliceShared<T, kTile, kHeads>*>(memory);
   const int32_t row = blockIdx.x / plan.most_slices, slice = blockIdx.x % plan.most_slices;
   const EvictStep step = step_of(params, row);

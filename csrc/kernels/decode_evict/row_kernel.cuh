@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
     evict_row_kernel(const __grid_constant__ DecodeEvictParams params, const __grid_constant__ RankPlan plan,
                      float* __restrict__ far_logits) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   using Slice = SliceShared<T, kTile, kHeads>;
   using Layout = RowLayout<Slice>;
   using Stage = RowStage<Slice>;
