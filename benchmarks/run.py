@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times every operator beside its rivals: python benchmarks/run.py --ops select_tokens --json rows.json."""
+"""Times operators, and what is made of them, beside rivals: python benchmarks/run.py --ops select_tokens --json F."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ from uncomp import _extension  # noqa: E402
 
 
 def registry() -> dict[str, Path]:
-    """Bench file of every operator that has one: kernels/bench_<op>.py, the underscore of in-place names left out."""
+    """Bench file of every operator that has one: kernels/bench_<op>.py, the underscore of in-place names left out.
+
+    Compositions of operators stand behind them: layer/bench_<name>.py.
+    """
     paths = {op: BENCHMARKS / "kernels" / f"bench_{op.rstrip('_')}.py" for op in _extension.op_names()}
-    return {op: path for op, path in paths.items() if path.exists()}
+    known = {op: path for op, path in paths.items() if path.exists()}
+    return known | {path.stem[len("bench_") :]: path for path in sorted((BENCHMARKS / "layer").glob("bench_*.py"))}
 
 
 def load_cases(path: Path) -> list[Case]:

@@ -3,6 +3,7 @@
 
 import torch
 from harness import REPLAYS, Case, Resettable
+from rivals import compiled
 
 from uncomp import ops
 
@@ -42,8 +43,9 @@ def case(batch, tokens, heads=8, taken=16, dtype=torch.bfloat16):
         keys, values = key.view(-1, DIM), value.view(-1, DIM)
         return lambda: (arena[0].index_copy_(0, index, keys), arena[1].index_copy_(0, index, values))
 
+    rivals = {"index_copy_": index_copy, "torch.compile": compiled(index_copy)}
     moved = rows * tokens * (4 * DIM * dtype.itemsize + 4) + batch * tokens * 4
-    return Case("append_kv_", f"{rows} rows, T {tokens}", str(dtype)[6:], moved, ours, {"index_copy_": index_copy})
+    return Case("append_kv_", f"{rows} rows, T {tokens}", str(dtype)[6:], moved, ours, rivals)
 
 
 def cases() -> list[Case]:

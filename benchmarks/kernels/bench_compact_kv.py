@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 
 from uncomp import ops
 
@@ -39,7 +40,7 @@ def case(name, batch, heads, tokens, lengths, dtype=torch.bfloat16):
         index = torch.stack(rows).view(batch, heads, -1, 1).expand(-1, -1, -1, DIM)
         return lambda: (key.gather(2, index), value.gather(2, index))
 
-    rivals = {"index_select": index_select}
+    rivals = {"index_select": index_select, "torch.compile": compiled(index_select)}
     if len(set(lengths)) == 1:
         rivals["gather"] = gather
     moved = total * (4 * DIM * dtype.itemsize + 8)

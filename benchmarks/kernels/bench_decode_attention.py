@@ -3,7 +3,7 @@
 
 import torch
 from harness import Case
-from rivals import varlen_attention
+from rivals import compiled, varlen_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uncomp import ops
@@ -49,9 +49,21 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
 
         return make
 
+    def plain(i):
+        query, keys, values, _, _ = inputs(i, lengths, batch, dtype)
+        query = query.view(batch * ROWS, GROUP, DIM)
+        keys, values = (x.view(batch * ROWS, longest, DIM) for x in (keys, values))
+
+        def call():
+            logits = (query @ keys.mT).float() * SCALE
+            return torch.softmax(logits, -1).to(dtype) @ values, logits.logsumexp(-1)
+
+        return call
+
     moved = 2 * sum(lengths) * DIM * dtype.itemsize + 2 * batch * HEADS * DIM * dtype.itemsize
     rivals = {"varlen": varlen}
     if equal:
+        rivals |= {"torch eager": plain, "torch.compile": compiled(plain)}
         rivals |= {"flash": dense(SDPBackend.FLASH_ATTENTION), "cudnn": dense(SDPBackend.CUDNN_ATTENTION)}
     return Case("decode_attention", name, str(dtype)[6:], moved, ours, rivals)
 

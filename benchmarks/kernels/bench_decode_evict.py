@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 
 from uncomp import ops
 
@@ -98,7 +99,7 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
     moved = sum(lengths) * (2 * DIM * dtype.itemsize + 16 + 4 + 4)
     rivals = {"decode_attention alone": attention_alone}
     if equal:
-        rivals["torch eager"] = eager
+        rivals |= {"torch eager": eager, "torch.compile": compiled(eager)}
     return Case("decode_evict_", name, str(dtype)[6:], moved, ours, rivals)
 
 

@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 
 from uncomp import ops
 
@@ -34,7 +35,7 @@ def case(tokens, wanted, width=4096, head_dim=128, dtype=torch.bfloat16):
         return lambda: [t.gather(1, w) for t, w in zip(tensors, wide, strict=True)]
 
     moved = 2 * wanted * (width + 2 * head_dim) * dtype.itemsize + 4 * wanted
-    rivals = {"index_select": index_select, "gather": gather}
+    rivals = {"index_select": index_select, "torch.compile": compiled(index_select), "gather": gather}
     return Case("gather_tokens", f"{wanted} of {tokens}, E {width}", str(dtype)[6:], moved, ours, rivals)
 
 

@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 
 from uncomp import ops
 
@@ -30,7 +31,8 @@ def case(count, rows, num_groups):
         return run
 
     moved = count * rows * (4 + 4 + 4)
-    return Case("group_heads", f"{count}x{rows} rows, {num_groups} groups", "float32", moved, ours, {"sort": sort})
+    rivals = {"sort": sort, "torch.compile": compiled(sort)}
+    return Case("group_heads", f"{count}x{rows} rows, {num_groups} groups", "float32", moved, ours, rivals)
 
 
 def cases() -> list[Case]:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""matrix_spectrum with matrix_entropy: queries of a calibration prompt and of an online profile; bare eigenvalues."""
+"""matrix_spectrum with matrix_entropy: queries of a calibration prompt and of an online profile; bare eigenvalues.
+
+torch's eigvalsh takes matrices of this size one by one; cuSOLVER's batched solver gets finished Gram matrices.
+"""
 
 import torch
 from harness import Case
+from rivals import SyevBatched, compiled
 
 from uncomp import ops
 
@@ -40,8 +44,16 @@ def case(heads, tokens, dim=128, top=None, dtype=torch.bfloat16):
         x = states(i, heads, tokens, dim, dtype)
         return lambda: torch_gram(x)
 
+    def batched_solver(i):
+        return SyevBatched(torch_gram(states(i, heads, tokens, dim, dtype))[0].contiguous())
+
     moved = heads * tokens * dim * dtype.itemsize + heads * (2 * top + 2) * 4
-    rivals = {"torch eager": eager, "torch eager without eigvalsh": only_gram}
+    rivals = {
+        "torch eager": eager,
+        "torch eager without eigvalsh": only_gram,
+        "torch.compile without eigvalsh": compiled(only_gram),
+        "cuSOLVER XsyevBatched alone": batched_solver,
+    }
     shape = f"{heads}x{tokens} D {dim} top {top}"
     return Case("matrix_spectrum", shape, str(dtype)[6:], moved, ours, rivals)
 

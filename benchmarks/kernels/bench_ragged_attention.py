@@ -3,7 +3,7 @@
 
 import torch
 from harness import Case
-from rivals import varlen_attention
+from rivals import compiled, varlen_attention
 
 from uncomp import ops
 
@@ -56,7 +56,9 @@ def case(name, lengths, tokens, with_new=False, dtype=torch.bfloat16):
         return lambda: varlen_attention(packed, keys, values, query_starts, starts, tokens, longest)
 
     moved = 2 * (sum(lengths) + HEADS * tokens + (ROWS * tokens if with_new else 0)) * DIM * dtype.itemsize
-    rivals = {"sdpa, padded mask": padded} if with_new else {"varlen": varlen, "sdpa, padded mask": padded}
+    rivals = {"sdpa, padded mask": padded, "torch.compile": compiled(padded)}
+    if not with_new:
+        rivals["varlen"] = varlen
     return Case("ragged_attention", name, str(dtype)[6:], moved, ours, rivals)
 
 

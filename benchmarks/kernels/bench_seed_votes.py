@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 
 from uncomp import ops
 
@@ -46,7 +47,8 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
         return call
 
     moved = slots * (DIM * dtype.itemsize + 4 + 4 * WINDOW + 8)
-    return Case("seed_votes_", name, str(dtype)[6:], moved, ours, {"torch": eager} if equal else {})
+    rivals = {"torch": eager, "torch.compile": compiled(eager)} if equal else {}
+    return Case("seed_votes_", name, str(dtype)[6:], moved, ours, rivals)
 
 
 def cases() -> list[Case]:

@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from rivals import compiled
 from torch.nn.functional import max_pool1d
 
 from uncomp import ops
@@ -38,7 +39,11 @@ def case(rows, columns, keep):
         return lambda: x.topk(keep, dim=1, sorted=False).indices
 
     moved = rows * (columns + keep + 3) * 4
-    rivals = {"max_pool, topk, sort": topk_and_sort, "topk alone": topk_alone}
+    rivals = {
+        "max_pool, topk, sort": topk_and_sort,
+        "torch.compile": compiled(topk_and_sort),
+        "topk alone": topk_alone,
+    }
     return Case("select_tokens", f"{rows}x{columns} k={keep}", "float32", moved, ours, rivals)
 
 
