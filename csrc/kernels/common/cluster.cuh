@@ -73,7 +73,6 @@ __device__ __forceinline__ void cluster_write(float* p, float4 value, uint32_t r
 #endif
 }
 
-<<<<<<< HEAD
 /// Two words at the place of `p`, which has an 8-byte border, in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ uint2 cluster_read2(const uint2* p, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900
@@ -102,98 +101,99 @@ __device__ __forceinline__ uint4 cluster_read4(const uint4* p, uint32_t rank) {
 #else
   __trap();
   return rank == 0 ? *p : uint4{};
-=======
-  /// Tells the cluster that this block runs, without any memory order. Its shared memory may be written by others once
-  /// they return from their `cluster_wait`.
-  __device__ __forceinline__ void cluster_arrive_relaxed() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
-#else
-    __trap();
 #endif
-  }
+}
 
-  /// A barrier of a block for `arrivals` arrivals; the cluster may use it after `cluster_arrive_relaxed` and a wait.
-  __device__ __forceinline__ void mail_init(uint64_t * barrier, int arrivals) {
+/// Tells the cluster that this block runs, without any memory order. Its shared memory may be written by others once
+/// they return from their `cluster_wait`.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
 #else
-    __trap();
+  __trap();
 #endif
-  }
+}
 
-  /// Arrives at the own block's `barrier`, which will also wait for `bytes` of mail.
-  __device__ __forceinline__ void mail_expect(uint64_t * barrier, int bytes) {
+/// A barrier of a block for `arrivals` arrivals; the cluster may use it after `cluster_arrive_relaxed` and a wait.
+__device__ __forceinline__ void mail_init(uint64_t* barrier, int arrivals) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 #else
-    __trap();
+  __trap();
 #endif
-  }
+}
 
-  /// Arrives at the `barrier` of block `rank`.
-  __device__ __forceinline__ void mail_arrive(uint64_t * barrier, uint32_t rank) {
+/// Arrives at the own block's `barrier`, which will also wait for `bytes` of mail.
+__device__ __forceinline__ void mail_expect(uint64_t* barrier, int bytes) {
 #if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+
+/// Arrives at the `barrier` of block `rank`.
+__device__ __forceinline__ void mail_arrive(uint64_t* barrier, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+#else
+  __trap();
+#endif
+}
+
+/// Waits for the first phase of the own block's `barrier`; mail that it waited for is visible.
+__device__ __forceinline__ void mail_wait(uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done = 0;
+  while (done == 0) {
     asm volatile(
-        "{\n.reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
-        "r"(rank)
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(shared_address(barrier))
         : "memory");
-#else
-    __trap();
-#endif
   }
+#else
+  __trap();
+#endif
+}
 
-  /// Waits for the first phase of the own block's `barrier`; mail that it waited for is visible.
-  __device__ __forceinline__ void mail_wait(uint64_t * barrier) {
+/// Sends bytes to the place of `p` in block `rank`; its `barrier` counts them when they have arrived. No fence: mail
+/// orders nothing but itself, so that global writes may still be on their way.
+__device__ __forceinline__ void mail(uint64_t* p, uint32_t rank, uint64_t value, uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-    uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{\n.reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
-          "selp.u32 %0, 1, 0, p;\n}\n"
-          : "=r"(done)
-          : "r"(shared_address(barrier))
-          : "memory");
-    }
+  asm volatile(
+      "{\n.reg .b32 there, bar;\n"
+      "mapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 bar, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [there], %3, [bar];\n}\n" ::"r"(shared_address(p)),
+      "r"(shared_address(barrier)), "r"(rank), "l"(value)
+      : "memory");
 #else
-    __trap();
+  __trap();
 #endif
-  }
-
-  /// Sends bytes to the place of `p` in block `rank`; its `barrier` counts them when they have arrived. No fence: mail
-  /// orders nothing but itself, so that global writes may still be on their way.
-  __device__ __forceinline__ void mail(uint64_t * p, uint32_t rank, uint64_t value, uint64_t * barrier) {
+}
+/// The same for 16 bytes.
+__device__ __forceinline__ void mail(uint4* p, uint32_t rank, uint4 value, uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .b32 there, bar;\n"
-        "mapa.shared::cluster.u32 there, %0, %2;\n"
-        "mapa.shared::cluster.u32 bar, %1, %2;\n"
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [there], %3, [bar];\n}\n" ::"r"(shared_address(p)),
-        "r"(shared_address(barrier)), "r"(rank), "l"(value)
-        : "memory");
+  asm volatile(
+      "{\n.reg .b32 there, bar;\n"
+      "mapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 bar, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%3, %4, %5, %6}, [bar];\n}\n" ::"r"(
+          shared_address(p)),
+      "r"(shared_address(barrier)), "r"(rank), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+      : "memory");
 #else
-    __trap();
-#endif
-  }
-  /// The same for 16 bytes.
-  __device__ __forceinline__ void mail(uint4 * p, uint32_t rank, uint4 value, uint64_t * barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .b32 there, bar;\n"
-        "mapa.shared::cluster.u32 there, %0, %2;\n"
-        "mapa.shared::cluster.u32 bar, %1, %2;\n"
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%3, %4, %5, %6}, [bar];\n}\n" ::"r"(
-            shared_address(p)),
-        "r"(shared_address(barrier)), "r"(rank), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
-        : "memory");
-#else
-    __trap();
->>>>>>> 1e595e2 (decode_evict_ is one launch on sm_90: a cluster of blocks a row attends, votes and evicts)
+  __trap();
 #endif
 }
 
