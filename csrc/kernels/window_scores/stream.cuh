@@ -30,7 +30,9 @@ struct KeyStream {
   static constexpr int kSteps = kTile / 16;
   static constexpr int kProducts = kKeys / 2;  // of a thread, 64 queries a warpgroup
   static constexpr int kTileBytes = kKeys * kTile * static_cast<int>(sizeof(T));
-  static constexpr int kStages = 10;
+  // Copying warps and teams take turns at tiles, and a barrier tells a phase only from the next one. With three teams a
+  // place must belong to one warp and one team, or a team that lags lets others run two phases ahead of it.
+  static constexpr int kStages = kGroups == 3 ? 9 : 10;
   static constexpr size_t kBytes = size_t{kStages} * kTileBytes;
 
   using Queries = uint32_t[kSteps][4];
