@@ -45,6 +45,17 @@ def load_cases(path: Path) -> list[Case]:
     return module.cases()
 
 
+def without_compile(cases: list[Case], keep: str) -> list[Case]:
+    """Cases with torch.compile among the rivals of all of them ("all"), of the first that has it ("first"), of none."""
+    for case in cases:
+        names = [name for name in case.rivals if name.startswith("torch.compile")]
+        if keep == "none" or (keep == "done" and names):
+            case.rivals = {name: make for name, make in case.rivals.items() if name not in names}
+        elif keep == "first" and names:
+            keep = "done"
+    return cases
+
+
 def commit() -> str:
     """Commit of the numbers: UNCOMP_COMMIT, else git's, else "unknown"."""
     if named := os.environ.get("UNCOMP_COMMIT"):
@@ -158,6 +169,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ops", nargs="*", metavar="OP", default=[], help="operators to time; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument(
+        "--compile",
+        choices=["all", "first", "none"],
+        default="all",
+        help="cases of an operator in which torch.compile is a rival; each costs seconds of compilation",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer groups and less time a case")
     options = parser.parse_args(arguments)
     options.ops = options.ops or list(known)
@@ -179,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     with torch.no_grad():
         for op in options.ops:
-            timed = [(case, *time_case(case, plan)) for case in load_cases(registry()[op])]
+            cases = without_compile(load_cases(registry()[op]), options.compile)
+            timed = [(case, *time_case(case, plan)) for case in cases]
             now = {**shared, "clocks": clocks()}
             rows += [make_row(case, ours, rivals, now) for case, ours, rivals in timed]
             print(f"{op}: {len(timed)} cases", file=sys.stderr)

@@ -131,6 +131,15 @@ def test_without_a_gpu_one_line_and_exit_2(capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("keep", "want"), [("all", [1, 2, 0]), ("first", [1, 1, 0]), ("none", [0, 1, 0])])
+def test_compile_is_a_rival_of_all_of_the_first_or_of_no_case(keep, want):
+    def make(i):
+        return lambda: None
+
+    cases = [a_case(**{"torch.compile": make}), a_case(**{"torch.compile": make, "sort": make}), a_case()]
+    assert [len(case.rivals) for case in run.without_compile(cases, keep)] == want
+
+
 # ---- registry
 def test_every_bench_file_belongs_to_an_operator():
     files = {path for folder in ("kernels", "layer") for path in (run.BENCHMARKS / folder).glob("*.py")}
