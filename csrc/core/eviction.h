@@ -116,7 +116,8 @@ UNCOMP_HD constexpr bool row_launch_pays(int32_t num_rows, int64_t capacity, int
   return fills && mean <= static_cast<int64_t>(plan.ranks) * plan.held;
 }
 
-/// Slots of a rank's slice of a row of `len` tokens; the last ones may be shorter, or empty.
+/// Slots of a rank's slice of a row of `len` tokens, at most INT32_MAX - kRankTile; the last slices may be shorter, or
+/// empty.
 UNCOMP_HD constexpr int32_t rank_slice(int32_t len, int32_t rank_bits) {
   const int64_t step = int64_t{kRankTile} << rank_bits;
   return static_cast<int32_t>(((len + step - 1) >> rank_bits) / kRankTile * kRankTile);

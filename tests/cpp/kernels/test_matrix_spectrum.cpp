@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launches themselves: all tiles and types, aligned and not, ragged lengths, NaN outside the real tokens,
 // degenerate heads, and nothing written outside the buffers.
-#include "kernels/matrix_spectrum_problem.hpp"
 #include "support/catch.hpp"
+#include "support/spectrum_problem.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
+using namespace uncomp::test::spectrum;
 
 namespace {
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // matrix_spectrum over and over: back to back, on two streams, in a graph whose lengths change.
-#include "kernels/matrix_spectrum_problem.hpp"
 #include "support/catch.hpp"
+#include "support/spectrum_problem.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
+using namespace uncomp::test::spectrum;
 
 TEST_CASE("launches that follow each other at once repeat the first one's bits",
           "[matrix_spectrum_repeat][matrix_spectrum][large]") {

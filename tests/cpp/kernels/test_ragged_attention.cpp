@@ -7,6 +7,7 @@
 
 using namespace uncomp;
 using namespace uncomp::test;
+using namespace uncomp::test::ragged;
 
 namespace {
 

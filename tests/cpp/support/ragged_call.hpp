@@ -12,7 +12,7 @@
 #include "support/attention.hpp"
 #include "support/device.hpp"
 
-namespace uncomp::test {
+namespace uncomp::test::ragged {
 
 enum class New { none, keys, other };
 
@@ -154,4 +154,4 @@ class Call {
   kernels::RaggedAttentionParams params_{};
 };
 
-}  // namespace uncomp::test
+}  // namespace uncomp::test::ragged

@@ -16,7 +16,7 @@
 #include "kernels/matrix_spectrum.h"
 #include "support/device.hpp"
 
-namespace uncomp::test {
+namespace uncomp::test::spectrum {
 
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
@@ -135,4 +135,4 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-}  // namespace uncomp::test
+}  // namespace uncomp::test::spectrum
