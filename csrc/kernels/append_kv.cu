@@ -5,7 +5,7 @@
 
 #include "core/math.h"
 #include "kernels/common/cluster.cuh"
-#include "kernels/common/dependent_launch.cuh"
+#include "kernels/common/dependent.cuh"
 #include "kernels/common/errors.cuh"
 #include "kernels/common/move_tokens.cuh"
 #include "kernels/common/slot_tokens.cuh"
@@ -88,7 +88,7 @@ template <class Lane>
 __global__ void __launch_bounds__(32 * kWarps, 5)
     append_kv_kernel(const __grid_constant__ AppendKvParams p, WarpTokens tokens, uint32_t warps_of_row,
                      int32_t* error) {
-  start_dependent_kernel();
+  let_next_start();
   const int lane = threadIdx.x % 32;
   const uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32;
   if (item >= static_cast<uint32_t>(p.rows.num_rows) * warps_of_row) return;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(32 * kClusterWarps)
 }
 
 __global__ void __launch_bounds__(kAdvanceThreads) advance_rows_kernel(const __grid_constant__ AppendKvParams p) {
-  wait_for_kernel_before();
+  wait_for_previous();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kAdvanceThreads + threadIdx.x;
   if (row >= p.rows.num_rows) return;
   const RowPlan plan = plan_row(p, static_cast<int32_t>(row));
@@ -157,18 +157,11 @@ cudaError_t append_by_clusters(const AppendKvParams& params, const WarpTokens& t
 
 /// Every warp of a row reads the old length; a second kernel, which starts early, advances it.
 cudaError_t advance_rows(const AppendKvParams& params, cudaStream_t stream) {
-  DeviceInfo info;
-  if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div<int64_t>(params.rows.num_rows, kAdvanceThreads)));
-  config.blockDim = dim3(kAdvanceThreads);
-  config.stream = stream;
-  cudaLaunchAttribute dependent{};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &dependent;
-  config.numAttrs = info.capability >= 90 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, advance_rows_kernel, params);
+  bool early = false;
+  const void* kernel = reinterpret_cast<const void*>(advance_rows_kernel);
+  if (const cudaError_t err = compiled_for_sm_90(kernel, &early); err != cudaSuccess) return err;
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(params.rows.num_rows, kAdvanceThreads)));
+  return launch_dependent(advance_rows_kernel, early, grid, kAdvanceThreads, 0, stream, params);
 }
 
 }  // namespace

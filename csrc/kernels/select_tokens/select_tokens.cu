@@ -6,7 +6,7 @@
 // of equal keys comes to an end. Then each warp writes what stays of its run, in order.
 #include "kernels/select_tokens.h"
 
-#include "kernels/common/dependent_launch.cuh"
+#include "kernels/common/dependent.cuh"
 #include "kernels/runtime.h"
 #include "kernels/select_tokens/choose.cuh"
 #include "kernels/select_tokens/keys.cuh"
@@ -39,7 +39,7 @@ __device__ __forceinline__ int64_t sum_of_lengths(int64_t x) {
 __device__ __noinline__ void row_span(const SelectTokensParams& p, int32_t row, int32_t keep, bool one_launch,
                                       Span& span) {
   if (!one_launch) {
-    wait_for_kernel_before();
+    wait_for_previous();
     span = {p.row_start[row], p.row_start[row + 1], p.row_start[p.num_rows]};
     return;
   }
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kSelectMaxThreads)
 __global__ void __launch_bounds__(kRowStartThreads)
     select_row_start_kernel(const __grid_constant__ SelectTokensParams p) {
   __shared__ int64_t sum[32];
-  start_dependent_kernel();
+  let_next_start();
   const int64_t total = p.total_keep;
   int64_t done = 0;
   for (int64_t base = 0; base < p.num_rows; base += kRowStartThreads) {
@@ -356,8 +356,6 @@ cudaError_t select_tokens_workspace_bytes(const SelectTokensParams& params, int6
 
 cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cudaStream_t stream) {
   const bool one_launch = params.num_rows > 0 && params.num_rows <= kOneLaunchRows;
-  DeviceInfo info;
-  if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
   if (!one_launch) {
     select_row_start_kernel<<<1, kRowStartThreads, 0, stream>>>(params);
     if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess || params.num_rows == 0) return err;
@@ -375,7 +373,12 @@ cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cud
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
   }
-  if (!one_launch && info.capability >= 90) {
+  bool early = false;
+  if (const cudaError_t err = compiled_for_sm_90(reinterpret_cast<const void*>(kernel_of(plan)), &early);
+      err != cudaSuccess) {
+    return err;
+  }
+  if (!one_launch && early) {
     cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
