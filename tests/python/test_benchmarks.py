@@ -13,6 +13,7 @@ from uncomp import _extension
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import cpu
 import harness
+import report
 import run
 
 SHARED = {
@@ -97,6 +98,31 @@ def test_table_shows_the_best_rival_and_every_error():
         "gather_tokens 8x4, rival broken: ValueError: broken",
         "gather_tokens 8x4 bfloat16: ValueError: broken",
     ]
+
+
+def test_report_marks_targets_that_are_met():
+    def row(op, shape, us, *rivals):
+        case = harness.Case(op, shape, "bfloat16", 4_000_000, lambda i: lambda: None)
+        return run.make_row(case, harness.Timing(us, us, us), dict(rivals), SHARED)
+
+    uneven = "one row 8x the others, 8x32768 mean"
+    rows = [
+        row("decode_attention", "8x32768", 40.0, ("cudnn", harness.Timing(38.6, 38, 39))),
+        row("decode_attention", uneven, 41.9),
+        row("compact_kv", "8x1552 of 32768", 5.04),
+        run.make_row(a_case(), harness.Timing(error="ValueError: broken"), {}, SHARED),
+    ]
+    lines = report.markdown(rows).splitlines()
+    assert lines[2] == "| `decode_attention` | 8x32768 | 40.0 | 0.0 | 36 | 2% | cudnn | 38.6 |"
+    assert lines[3].startswith(f"| `decode_attention` | {uneven} | **41.9** | 0.0 | 42 |")
+    assert "| **5.0** |" in lines[4]
+    assert "| error |" in lines[5]
+
+
+@pytest.mark.parametrize("key", [*report.TARGETS, *report.RELATIVE])
+def test_every_target_belongs_to_a_case(key):
+    op, shape = key
+    assert shape in [case.shape for case in run.load_cases(run.registry()[op])]
 
 
 def test_a_resettable_call_is_a_call():
