@@ -24,6 +24,9 @@ __device__ __forceinline__ void evict_row_together(const DecodeEvictParams& para
                                                    EvictClusterShared& shared) {
   const EvictStep step = step_of(params, row);
   if (step.kind != EvictStep::Kind::evict) {
+    // Every rank has read the length before rank 0 changes it: a late one would take a row that has just become full
+    // for one to evict from.
+    cluster_barrier();
     if (rank == 0) evict_row(params, work, row, step, shared.evict);
     return;
   }
