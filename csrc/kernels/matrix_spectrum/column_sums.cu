@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Channel sums of token ranges. A block sums one range of one head in float32: a thread keeps 8 channels of every
 // n-th token, then the threads of a channel are added in order.
-#include "kernels/matrix_spectrum/ring.cuh"
+#include "kernels/common/dependent.cuh"
 #include "kernels/matrix_spectrum/rows.cuh"
 #include "kernels/matrix_spectrum/stages.h"
 
@@ -15,7 +15,7 @@ template <bool kWide>
 __global__ void __launch_bounds__(kThreads) column_sums_kernel(const __grid_constant__ MatrixSpectrumParams params,
                                                                int32_t first_matrix, int32_t tile, float* sums) {
   __shared__ __align__(16) float shared[kThreads * kLaneChannels];  // [rows, tile]
-  admit_next_launch();
+  let_next_start();
   const int lanes = tile / kLaneChannels, rows = kThreads / lanes;
   const int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
   const int32_t matrix = first_matrix + blockIdx.y, sequence = matrix / params.heads;

@@ -39,18 +39,4 @@ __device__ __forceinline__ void ring_copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
 }
 
-/// Waits for the launch before this one, where this one was allowed to start early.
-__device__ __forceinline__ void await_previous_launch() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
-}
-
-/// Allows the next launch to start, as far as there is room.
-__device__ __forceinline__ void admit_next_launch() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
-}
-
 }  // namespace uncomp::kernels

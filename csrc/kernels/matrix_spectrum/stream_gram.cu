@@ -4,6 +4,7 @@
 // turn a tile into unit tokens in place and multiply it from there while they make the next one.
 #include <atomic>
 
+#include "kernels/common/dependent.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/matrix_spectrum/ring.cuh"
 #include "kernels/matrix_spectrum/stages.h"
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("" : "+r"(mine));
     const uint32_t low_tile = ring + S::kLow + group * S::kStageBytes;
     const bool upper = chunk >= 4;
-    await_previous_launch();
+    wait_for_previous();
     uint32_t base = 0;  // number of the piece's first tile
     for (int32_t at = block_begin(params, head_tiles, blockIdx.x); at >= 0;) {
       const Piece p = piece_at(params, head_tiles, at);
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int64_t all = int64_t{gridDim.y} * head_tiles;
   const int32_t first = line_owner(all, blocks, matrix * head_tiles);
   const int32_t last = line_owner(all, blocks, (matrix + 1) * head_tiles - 1);
-  await_previous_launch();
+  wait_for_previous();
   if (first == last) return;  // written by its block
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/common/mma.cuh"
+#include "kernels/common/warpgroup.cuh"
 
 namespace uncomp::kernels {
 
@@ -18,24 +19,6 @@ namespace uncomp::kernels {
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t panel_bytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kEightRows | uint64_t{panel_bytes >> 4} << 16 | uint64_t{(address & 0x3ffff) >> 4};
-}
-
-/// Before the first matrix instruction that follows other uses of its accumulators.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
-
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-
-/// Waits until at most N groups are still in flight.
-template <int N>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
-}
-
-/// Accumulators are read behind this point only.
-template <int N>
-__device__ __forceinline__ void wgmma_settle(float (&c)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
 /// This thread's ordinary writes to shared memory become visible to matrix instructions behind the next barrier.

@@ -141,20 +141,20 @@ __device__ __forceinline__ void compute_tiles(const RaggedAttentionParams& param
       const int32_t live = work.tile.keys.at(index, kKeys).live;
       await_tile(tile_place);
       if (live < kKeys) clear_dead_values<kDim>(slot(tile_place), live, group);
-      products_begin();
+      wgmma_fence();
       multiply_values<T, kKeys>(out, weight, shared_address(slot(tile_place)));
-      products_commit();
+      wgmma_commit();
     };
     const int32_t begin = work.part.begin;
     if (count > 0) {
       await_tile(tile_place);
       take_turn();
-      products_begin();
+      wgmma_fence();
       multiply_keys<T, kDim>(score, query, shared_address(slot(tile_place)));
-      products_commit();
+      wgmma_commit();
       pass_turn();
-      products_wait<0>();
-      settle(score);
+      wgmma_wait<0>();
+      wgmma_settle(score);
       release(tile_place);
       tile_place.step(plan.slots);
       weigh(begin);
@@ -163,21 +163,21 @@ __device__ __forceinline__ void compute_tiles(const RaggedAttentionParams& param
         const RingPlace keys = tile_place;
         await_tile(keys);
         take_turn();
-        products_begin();
+        wgmma_fence();
         multiply_keys<T, kDim>(score, query, shared_address(slot(keys)));
-        products_commit();
+        wgmma_commit();
         tile_place.step(plan.slots);
         add_values(begin + i - 1);
         pass_turn();
-        products_wait<1>();
-        settle(score);
+        wgmma_wait<1>();
+        wgmma_settle(score);
         release(keys);
         weigh(begin + i);
         if (state.sum[0] + state.sum[1] < 0.0f) asm volatile("nanosleep.u32 0;" ::: "memory");
-        products_wait<0>();
-        settle(score);
+        wgmma_wait<0>();
+        wgmma_settle(score);
 #pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) settle(out[piece]);
+        for (int piece = 0; piece < kPieces; ++piece) wgmma_settle(out[piece]);
         release(tile_place);
         tile_place.step(plan.slots);
 #pragma unroll
@@ -188,9 +188,9 @@ __device__ __forceinline__ void compute_tiles(const RaggedAttentionParams& param
         pack_weights<T>(weight, score);
       }
       add_values(begin + count - 1);
-      products_wait<0>();
+      wgmma_wait<0>();
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) settle(out[piece]);
+      for (int piece = 0; piece < kPieces; ++piece) wgmma_settle(out[piece]);
       release(tile_place);
       tile_place.step(plan.slots);
     }

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/warpgroup.cuh"
+
 namespace uncomp::kernels {
 
 /// Operand whose rows are the M or N side and whose panels are cut along the summed side. Steps of 16 summed numbers
@@ -27,25 +29,6 @@ __device__ __forceinline__ uint64_t columns_operand(uint32_t address, uint32_t p
 
 /// `operand`, `bytes` further on.
 __device__ __forceinline__ uint64_t operand_at(uint64_t operand, uint32_t bytes) { return operand + (bytes >> 4); }
-
-/// Before matrix instructions whose registers were touched by others.
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
-
-/// Closes a group of matrix instructions.
-__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-
-/// Waits until at most N groups are still in flight.
-template <int N>
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
-}
-
-/// Accumulators are touched behind this point only.
-template <int N>
-__device__ __forceinline__ void settle(float (&c)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(c[i])::"memory");
-}
 
 /// c[64 x 2N] = A * B, or += where `add`, over 16 summed numbers: row-wise operands from shared memory.
 template <class T>

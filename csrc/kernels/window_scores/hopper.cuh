@@ -8,7 +8,9 @@
 
 #include <cstdint>
 
+#include "kernels/common/dependent.cuh"
 #include "kernels/common/mma.cuh"
+#include "kernels/common/warpgroup.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define UNCOMP_SM90A 1
@@ -51,9 +53,6 @@ struct PhaseBarrier {
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory"); }
 
 /// Second operand: rows of 128 bytes, swizzled over groups of eight rows; `shared` is 1024-byte aligned.
 __device__ __forceinline__ uint64_t wgmma_operand(const void* shared) {
@@ -105,11 +104,6 @@ __device__ __forceinline__ void wgmma_start(float (&c)[kCount], const uint32_t (
 
 #undef UNCOMP_WGMMA_16
 #undef UNCOMP_WGMMA_32
-
-/// Waits for everything before this launch; without effect unless the launch was marked as dependent.
-__device__ __forceinline__ void dependent_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-/// Lets a dependent launch begin as soon as all blocks of this one have said so.
-__device__ __forceinline__ void dependent_launch() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
 
 /// Hands registers of a warpgroup back, or takes them, up to `kCount` a thread.
 template <int kCount>

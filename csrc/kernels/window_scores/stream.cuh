@@ -241,7 +241,7 @@ __device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProduc
   }
   wgmma_commit();
   turns.pass_on();
-  wgmma_wait();
+  wgmma_wait<0>();
 }
 
 #endif

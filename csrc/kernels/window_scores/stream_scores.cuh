@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   const StreamPlan& plan = pass.plan;
   const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
   if (block.row < 0) {
-    dependent_wait();
+    wait_for_previous();
     return;
   }
   if (threadIdx.x < Stream::kStages) {
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
       const int32_t rows = plan.rows_in(chunk, p.group_size), q0 = 64 * part + 16 * (warp % 4);
       typename Stream::Queries queries;
       load_queries<T, kTile>(queries, p, plan, block, chunk, 64 * part);
-      if (chunk == 0) dependent_wait();
+      if (chunk == 0) wait_for_previous();
       if (block.tiles > 0 || block.first == 0) merge_lse<Stream::kConsumers>(pass, plan, block, chunk, scratch, lse);
       if (team >= plan.teams) continue;
       for (; it < (chunk + 1) * block.tiles; it += plan.teams) {
