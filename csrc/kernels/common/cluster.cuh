@@ -134,13 +134,16 @@ __device__ __forceinline__ void mail_expect(uint64_t* barrier, int bytes) {
 #endif
 }
 
-/// Arrives at the `barrier` of block `rank`.
+/// Arrives at the `barrier` of block `rank`. What this block wrote to its own shared memory before, other threads
+/// before a block barrier, is visible to threads that return from `mail_wait` there; global writes may still be on
+/// their way.
 __device__ __forceinline__ void mail_arrive(uint64_t* barrier, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n.reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "fence.release.sync_restrict::shared::cta.cluster;\n"
+      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
 #else
@@ -148,19 +151,21 @@ __device__ __forceinline__ void mail_arrive(uint64_t* barrier, uint32_t rank) {
 #endif
 }
 
-/// Waits for the first phase of the own block's `barrier`; mail that it waited for is visible.
+/// Waits for the first phase of the own block's `barrier`; mail that it waited for is visible, and the shared memory of
+/// the blocks that arrived.
 __device__ __forceinline__ void mail_wait(uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done = 0;
   while (done == 0) {
     asm volatile(
         "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], 0;\n"
         "selp.u32 %0, 1, 0, p;\n}\n"
         : "=r"(done)
         : "r"(shared_address(barrier))
         : "memory");
   }
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;\n" ::: "memory");
 #else
   __trap();
 #endif

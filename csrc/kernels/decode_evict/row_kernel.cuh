@@ -186,6 +186,8 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
       tell(part, reinterpret_cast<uint4*>(target), rank, reinterpret_cast<const uint4&>(first),
            &shared.departures_here);
     }
+    // A warp tells its departure once its block has read what it needs of the others' shared memory: a block that has
+    // heard every warp of every rank is neither read nor sent anything any more, and may end.
     hear(part, &shared.departures_here);
     const Departure leaver = first_of_ranks(part, shared.departure, kSliceWarps);
     slot = leaver.slot;
