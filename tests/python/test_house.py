@@ -176,6 +176,15 @@ def test_ops_know_no_cuda_header_of_torch():
             assert not name.endswith(".cuh"), f"{path.name} includes {name}"
 
 
+@pytest.mark.parametrize("floor", ["core", "cpu", "kernels", "ops"])
+def test_cases_of_one_executable_have_names_of_their_own(floor):
+    """Catch2 v2 runs nothing at all where two are equal."""
+    text = "".join(path.read_text() for path in (ROOT / "tests/cpp" / floor).glob("*.cpp"))
+    names = re.findall(r'TEST_CASE\(\s*("(?:[^"\\]|\\.)*")', text)
+    assert len(names) == text.count("TEST_CASE(")
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_source_opens_with_its_licence():
     for path in sources("csrc", ".h", ".cpp", ".cu", ".cuh") + sources("uncomp", ".py") + sources("tests", ".py"):
         assert "SPDX-License-Identifier: Apache-2.0" in path.read_text().split("\n", 1)[0], path

@@ -23,7 +23,7 @@ TEST_CASE("launches that follow each other at once repeat the first one's bits",
   }
 }
 
-TEST_CASE("two streams at once do not meet", "[matrix_spectrum_repeat][matrix_spectrum][large]") {
+TEST_CASE("spectra of two streams at once do not meet", "[matrix_spectrum_repeat][matrix_spectrum][large]") {
   Problem long_heads = make_problem(1, 4, 5000, 128, 128, true), many_heads = make_problem(2, 40, 700, 64, 64, true);
   Call a(long_heads, 32, true), b(many_heads, 16, true);
   a(nullptr);
