@@ -2,7 +2,6 @@
 // allocate_budget: checks, the C++ entry and the CPU body.
 #include "ops/allocate_budget.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include "core/budget.h"
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -76,12 +76,9 @@ at::Tensor allocate_budget_cpu(const at::Tensor& group, const at::Tensor& weight
   at::Tensor limit = at::empty({count, rows}, group.options());
   int32_t* out = limit.mutable_data_ptr<int32_t>();
   const int64_t weight_stride = weight.dim() == 2 ? groups : 0;
-  const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(rows, 1));
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      allocate_rows(group_data + n * rows, rows, weight_data + n * weight_stride, static_cast<int32_t>(groups),
-                    length_data[n], total_data[n], static_cast<int32_t>(floor), out + n * rows);
-    }
+  share(count, threads_for(group.numel() * 8), [&](int64_t n, int64_t) {
+    allocate_rows(group_data + n * rows, rows, weight_data + n * weight_stride, static_cast<int32_t>(groups),
+                  length_data[n], total_data[n], static_cast<int32_t>(floor), out + n * rows);
   });
   return limit;
 }

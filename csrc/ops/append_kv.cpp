@@ -2,13 +2,13 @@
 // append_kv_: checks, the C++ entry and the CPU body.
 #include "ops/append_kv.h"
 
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <cstring>
 
 #include "ops/call.h"
 #include "ops/kv_source.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -91,21 +91,24 @@ void append_kv_cpu(const at::Tensor& key, const at::Tensor& value, const at::Ten
   char* to_key = static_cast<char*>(key_rows.mutable_data_ptr());
   char* to_value = static_cast<char*>(value_rows.mutable_data_ptr());
   int32_t* to_position = slot_position.mutable_data_ptr<int32_t>();
-  at::parallel_for(0, rows, 1, [&](int64_t row_begin, int64_t row_end) {
-    for (int32_t r = static_cast<int32_t>(row_begin); r < row_end; ++r) {
-      const int32_t sequence = sources.sequence(r), head = sources.kv_head(r), count = valid.count(sequence);
-      int64_t slot = starts[r] + lengths[r];
-      for (int64_t t = valid.begin(sequence), end = t + count; t < end; ++t, ++slot) {
-        std::memcpy(to_key + slot * key_bytes,
-                    from_key + sequence * key_stride.batch + head * key_stride.head + t * key_stride.token, key_bytes);
-        std::memcpy(to_value + slot * value_bytes,
-                    from_value + sequence * value_stride.batch + head * value_stride.head + t * value_stride.token,
-                    value_bytes);
-        to_position[slot] = positions[static_cast<int64_t>(sequence) * valid.seq_len + t];
-      }
-      lengths[r] += count;
+  const auto new_tokens = [&](int32_t r) { return valid.count(sources.sequence(r)); };
+  const std::vector<RowPart> parts = row_parts(rows, kTaskTokens, new_tokens);
+  const int64_t most_threads = threads_for(rows * key.size(2) * (key.size(3) + value.size(3)));
+  share(static_cast<int64_t>(parts.size()), most_threads, [&](int64_t task, int64_t) {
+    const RowPart& part = parts[task];
+    const int32_t sequence = sources.sequence(part.row), head = sources.kv_head(part.row);
+    const int64_t begin = int64_t{valid.begin(sequence)} + part.first;
+    int64_t slot = int64_t{starts[part.row]} + lengths[part.row] + part.first;
+    for (int64_t t = begin; t < begin + part.count; ++t, ++slot) {
+      std::memcpy(to_key + slot * key_bytes,
+                  from_key + sequence * key_stride.batch + head * key_stride.head + t * key_stride.token, key_bytes);
+      std::memcpy(to_value + slot * value_bytes,
+                  from_value + sequence * value_stride.batch + head * value_stride.head + t * value_stride.token,
+                  value_bytes);
+      to_position[slot] = positions[static_cast<int64_t>(sequence) * valid.seq_len + t];
     }
   });
+  for (int32_t r = 0; r < rows; ++r) lengths[r] += new_tokens(r);
 }
 
 TORCH_LIBRARY_IMPL(uncomp, CPU, m) { m.impl("append_kv_", &append_kv_cpu); }

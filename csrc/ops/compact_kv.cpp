@@ -2,7 +2,6 @@
 // compact_kv: checks, the C++ entry and the CPU body.
 #include "ops/compact_kv.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 
 #include "ops/call.h"
 #include "ops/kv_source.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -117,17 +117,20 @@ Packed compact_kv_cpu(const at::Tensor& key, const at::Tensor& value, const Mayb
   char* to_value = static_cast<char*>(value_rows.mutable_data_ptr());
   int32_t* to_position = slot_position.mutable_data_ptr<int32_t>();
   int32_t* lengths = row_len.mutable_data_ptr<int32_t>();
-  at::parallel_for(0, rows, 1, [&](int64_t row_begin, int64_t row_end) {
-    for (int64_t r = row_begin; r < row_end; ++r) {
-      const SourceRow source = source_row(r);
-      int64_t slot = starts[r];
-      for (int64_t i = entries[r]; i < entries[r + 1]; ++i, ++slot) {
-        std::memcpy(to_key + slot * key_bytes, from_key + source.key + token[i] * key_stride.token, key_bytes);
-        std::memcpy(to_value + slot * value_bytes, from_value + source.value + token[i] * value_stride.token,
-                    value_bytes);
-        to_position[slot] = positions == nullptr ? token[i] : positions[source.position + token[i]];
-      }
-      lengths[r] = entries[r + 1] - entries[r];
+  const auto kept = [&](int32_t r) { return entries[r + 1] - entries[r]; };
+  for (int32_t r = 0; r < rows; ++r) lengths[r] = kept(r);
+  const std::vector<RowPart> parts = row_parts(static_cast<int32_t>(rows), kTaskTokens, kept);
+  const int64_t most_threads = threads_for(index.size(0) * (key.size(-1) + value.size(-1)));
+  share(static_cast<int64_t>(parts.size()), most_threads, [&](int64_t task, int64_t) {
+    const RowPart& part = parts[task];
+    const SourceRow source = source_row(part.row);
+    const int64_t begin = int64_t{entries[part.row]} + part.first;
+    int64_t slot = int64_t{starts[part.row]} + part.first;
+    for (int64_t i = begin; i < begin + part.count; ++i, ++slot) {
+      std::memcpy(to_key + slot * key_bytes, from_key + source.key + token[i] * key_stride.token, key_bytes);
+      std::memcpy(to_value + slot * value_bytes, from_value + source.value + token[i] * value_stride.token,
+                  value_bytes);
+      to_position[slot] = positions == nullptr ? token[i] : positions[source.position + token[i]];
     }
   });
   return {key_rows, value_rows, slot_position, row_len};

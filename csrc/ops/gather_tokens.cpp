@@ -2,7 +2,6 @@
 // gather_tokens: checks, the C++ entry and the CPU body.
 #include "ops/gather_tokens.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -74,9 +74,9 @@ std::vector<at::Tensor> gather_tokens_cpu(at::TensorList tensors, const at::Tens
       char* to = static_cast<char*>(out.mutable_data_ptr());
       const int64_t sequence_stride = t.size(0) == 1 ? 0 : t.stride(0) * t.element_size();
       const int64_t token_stride = t.stride(1) * t.element_size();
-      const int64_t grain = std::max<int64_t>(1, 65536 / bytes);
-      at::parallel_for(0, batch * wanted, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
+      const int64_t each = std::max<int64_t>(1, 65536 / bytes), tasks = ceil_div(batch * wanted, each);
+      share(tasks, threads_for(out.numel()), [&](int64_t task, int64_t) {
+        for (int64_t i = task * each; i < std::min((task + 1) * each, batch * wanted); ++i) {
           if (token[i] < 0) {
             std::memset(to + i * bytes, 0, bytes);
           } else {

@@ -2,7 +2,6 @@
 // group_heads: checks, the C++ entry and the CPU body.
 #include "ops/group_heads.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -15,6 +14,7 @@
 #include "core/select_keys.h"
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -55,18 +55,17 @@ std::tuple<at::Tensor, at::Tensor> group_heads_cpu(const at::Tensor& entropy, in
   int32_t* group_out = group.mutable_data_ptr<int32_t>();
   int32_t* rank_out = rank.mutable_data_ptr<int32_t>();
   const GroupSizes sizes(rows, groups);
-  at::parallel_for(0, count, std::max<int64_t>(1, 16384 / rows), [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> sorted(rows);
-    for (int64_t n = begin; n < end; ++n) {
-      const float* e = from + n * stride;
-      std::iota(sorted.begin(), sorted.end(), 0);
-      std::stable_sort(sorted.begin(), sorted.end(),
-                       [&](int32_t a, int32_t b) { return rank_key(e[a]) < rank_key(e[b]); });
-      for (int32_t place = 0; place < rows; ++place) {
-        const int32_t g = sizes.group_of(place);
-        rank_out[n * rows + sorted[place]] = place;
-        group_out[n * rows + sorted[place]] = reverse ? groups - 1 - g : g;
-      }
+  const int64_t threads = shared_by(count, threads_for(entropy.numel() * 8));
+  std::vector<int32_t> places(threads * rows);
+  share(count, threads, [&](int64_t n, int64_t thread) {
+    int32_t* sorted = places.data() + thread * rows;
+    const float* e = from + n * stride;
+    std::iota(sorted, sorted + rows, 0);
+    std::stable_sort(sorted, sorted + rows, [&](int32_t a, int32_t b) { return rank_key(e[a]) < rank_key(e[b]); });
+    for (int32_t place = 0; place < rows; ++place) {
+      const int32_t g = sizes.group_of(place);
+      rank_out[n * rows + sorted[place]] = place;
+      group_out[n * rows + sorted[place]] = reverse ? groups - 1 - g : g;
     }
   });
   return {group, rank};

@@ -10,6 +10,9 @@
 
 namespace uncomp {
 
+/// Tokens of a row that one task of a CPU body moves.
+inline constexpr int32_t kTaskTokens = 256;
+
 /// key and value: same float dtype and device, same sizes but the last, contiguous in the last dimension.
 inline void check_kv(const char* op, const at::Tensor& key, const at::Tensor& value, int64_t rank, const char* shape) {
   check_float(op, "key", key);

@@ -3,7 +3,7 @@
 #include "ops/matrix_spectrum.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/zeros.h>
@@ -18,6 +18,7 @@
 #include "core/sturm.h"
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -25,6 +26,8 @@ namespace {
 constexpr const char* kOp = "matrix_spectrum";
 /// Tokens that are normalised at a time; bounds the scratch memory.
 constexpr int64_t kChunk = 2048;
+/// Tokens that one task normalises.
+constexpr int64_t kTaskRows = 64;
 /// Above this many channels LAPACK's cubic part pays.
 constexpr int64_t kOwnSolverDim = 256;
 
@@ -67,11 +70,9 @@ template <class T>
 std::vector<double> mean_token(const T* rows, int64_t token_stride, int64_t count, int64_t dim) {
   const int64_t chunks = ceil_div(count, kChunk);
   std::vector<double> sums(chunks * dim, 0.0), mean(dim, 0.0);
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t i = c * kChunk; i < std::min((c + 1) * kChunk, count); ++i) {
-        for (int64_t j = 0; j < dim; ++j) sums[c * dim + j] += static_cast<double>(rows[i * token_stride + j]);
-      }
+  share(chunks, threads_for(count * dim), [&](int64_t c, int64_t) {
+    for (int64_t i = c * kChunk; i < std::min((c + 1) * kChunk, count); ++i) {
+      for (int64_t j = 0; j < dim; ++j) sums[c * dim + j] += static_cast<double>(rows[i * token_stride + j]);
     }
   });
   for (int64_t c = 0; c < chunks; ++c) {
@@ -112,8 +113,8 @@ void add_gram(const T* rows, int64_t token_stride, int64_t count, const at::Tens
   double* z = unit.mutable_data_ptr<double>();
   for (int64_t begin = 0; begin < count; begin += kChunk) {
     const int64_t tokens = std::min(kChunk, count - begin);
-    at::parallel_for(0, tokens, std::max<int64_t>(1, 16384 / dim), [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
+    share(ceil_div(tokens, kTaskRows), threads_for(tokens * dim), [&](int64_t task, int64_t) {
+      for (int64_t i = task * kTaskRows; i < std::min((task + 1) * kTaskRows, tokens); ++i) {
         unit_row(rows + (begin + i) * token_stride, mean.data(), dim, z + i * dim);
       }
     });
@@ -160,19 +161,20 @@ at::Tensor matrix_spectrum_cpu(const at::Tensor& states, const std::optional<at:
                        " and length ", count, " in sequence ", b);
   }
   const at::Tensor gram = at::zeros({batch * heads, dim, dim}, states.options().dtype(at::kDouble));
+  const at::Tensor spectrum = at::empty({batch, heads, top}, gram.options());
+  double* out = spectrum.mutable_data_ptr<double>();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, states.scalar_type(), kOp, [&] {
     const scalar_t* data = states.const_data_ptr<scalar_t>();
-    for (int64_t m = 0; m < batch * heads; ++m) {
+    // One head is shared inside, several among each other: within a task all is serial.
+    share(batch * heads, threads_for(states.numel() + gram.numel()), [&](int64_t m, int64_t) {
+      const at::AutoDispatchBelowADInplaceOrView plain_tensors;  // a thread may lack the caller's inference mode
       const int32_t b = static_cast<int32_t>(m / heads);
       const scalar_t* rows =
           data + b * states.stride(0) + m % heads * states.stride(1) + tokens.begin(b) * states.stride(2);
-      add_gram(rows, states.stride(2), tokens.count(b), gram[m]);
-    }
-  });
-  const at::Tensor spectrum = at::empty({batch, heads, top}, gram.options());
-  double* out = spectrum.mutable_data_ptr<double>();
-  at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) spectrum_of(gram[m], top, out + m * top);
+      const at::Tensor of_head = gram[m];
+      add_gram(rows, states.stride(2), tokens.count(b), of_head);
+      spectrum_of(of_head, top, out + m * top);
+    });
   });
   return states.scalar_type() == at::kDouble ? spectrum : spectrum.to(at::kFloat);
 }

@@ -110,10 +110,6 @@ namespace {
 /// Slots that one task fills.
 constexpr int32_t kChunk = 256;
 
-struct Chunk {
-  int32_t row, first, count;  // slots of the row's room
-};
-
 /// Votes of one query on the slots of a chunk: 0 for tokens that are newer than the query. `sum` grows by them.
 void hide_and_add(const int32_t* position, int32_t at, int32_t count, int32_t* vote, int32_t* sum) {
   for (int32_t j = 0; j < count; ++j) {
@@ -141,13 +137,9 @@ void seed_votes_cpu(const at::Tensor& query, const at::Tensor& lse, const at::Te
   int32_t* rank = order.mutable_data_ptr<int32_t>();
   std::fill_n(vote_step.mutable_data_ptr<int32_t>(), vote_step.numel(), 0);
 
-  std::vector<Chunk> chunks;
+  const std::vector<RowPart> chunks = row_parts(plan.num_rows, kChunk, [&](int32_t r) { return rows.room(r); });
   int64_t live = 0;
-  for (int32_t r = 0; r < plan.num_rows; ++r) {
-    live += rows.len(r);
-    const int32_t room = rows.room(r);
-    for (int32_t i = 0; i < room; i += kChunk) chunks.push_back({r, i, std::min(kChunk, room - i)});
-  }
+  for (int32_t r = 0; r < plan.num_rows; ++r) live += rows.len(r);
   const int64_t tasks = static_cast<int64_t>(chunks.size());
   const int64_t threads = shared_by(tasks, threads_for(live * plan.head_dim * ceil_div(queries, 4)));
   const int64_t weights = int64_t{queries} * kChunk, scratch_floats = weights + cpu::kKeyTile * plan.head_dim;
@@ -161,7 +153,7 @@ void seed_votes_cpu(const at::Tensor& query, const at::Tensor& lse, const at::Te
   const std::vector<float> ones(plan.group_size, 1.0f);
 
   share(tasks, threads, [&](int64_t task, int64_t thread) {
-    const Chunk& chunk = chunks[task];
+    const RowPart& chunk = chunks[task];
     const int64_t slot = rows.start(chunk.row) + chunk.first;
     const int32_t len = rows.len(chunk.row), count = std::clamp(len - chunk.first, 0, chunk.count);
     for (int32_t j = 0; j < chunk.count; ++j) rank[slot + j] = j < count ? chunk.first + j : 0;

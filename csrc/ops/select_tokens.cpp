@@ -2,7 +2,6 @@
 // select_tokens: checks, the C++ entry and the CPU body.
 #include "ops/select_tokens.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -13,6 +12,7 @@
 #include "core/select_keys.h"
 #include "ops/call.h"
 #include "ops/check.h"
+#include "ops/threads.h"
 
 namespace uncomp {
 namespace {
@@ -98,16 +98,14 @@ std::tuple<at::Tensor, at::Tensor> select_tokens_cpu(const at::Tensor& scores, c
   start[rows] = static_cast<int32_t>(std::min(sum, total_keep));
   std::fill(out + start[rows], out + total_keep, -1);
 
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
-  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<uint32_t> keys, sorted;
-    for (int64_t r = begin; r < end; ++r) {
-      int32_t place = start[r];
-      select_one_row(from + r * stride, select_row(length_data[r], keep_data[r], columns, sinks, newest), half, mode,
-                     keys, sorted, [&](int32_t column) {
-                       if (place < start[r + 1]) out[place++] = column;
-                     });
-    }
+  const int64_t threads = shared_by(rows, threads_for(scores.numel() * 8));
+  std::vector<std::vector<uint32_t>> keys(threads), sorted(threads);
+  share(rows, threads, [&](int64_t r, int64_t thread) {
+    int32_t place = start[r];
+    select_one_row(from + r * stride, select_row(length_data[r], keep_data[r], columns, sinks, newest), half, mode,
+                   keys[thread], sorted[thread], [&](int32_t column) {
+                     if (place < start[r + 1]) out[place++] = column;
+                   });
   });
   return {index, row_start};
 }

@@ -176,6 +176,11 @@ def test_ops_know_no_cuda_header_of_torch():
             assert not name.endswith(".cuh"), f"{path.name} includes {name}"
 
 
+def test_threads_come_from_one_place():
+    """at::parallel_for compiled here runs on one thread."""
+    assert not [path.name for path in sources("csrc", ".cpp", ".h") if "parallel_for(" in path.read_text()]
+
+
 @pytest.mark.parametrize("floor", ["core", "cpu", "kernels", "ops"])
 def test_cases_of_one_executable_have_names_of_their_own(floor):
     """Catch2 v2 runs nothing at all where two are equal."""

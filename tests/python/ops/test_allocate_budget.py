@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.allocate_budget import allocate_budget as reference
 from reference.group_heads import group_sizes
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 import uncomp
 from uncomp import _extension, ops
@@ -265,6 +265,12 @@ def test_graph_replay_follows_lengths_and_totals():
     total.copy_(int32([3072, 2048]))
     replay()
     assert limit.tolist() == reference(group, weight, length, total, 8)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    group, weight = torch.randint(0, 40, (17, 1000), dtype=torch.int32), torch.randint(1, 99, (40,), dtype=torch.int32)
+    length, total = int32([200] * 17), int32([100_001] * 17)
+    assert_same_bits_for_threads(lambda: (ops.allocate_budget(group, weight, length, total, 8),))
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.append_kv import append_kv as reference
-from support import capture_graph, opcheck, same_bits
+from support import assert_same_bits_for_threads, capture_graph, opcheck, same_bits
 
 import uncomp
 from uncomp import ops
@@ -335,6 +335,17 @@ def test_300_replays_of_one_graph(tokens):
         replay()
         reference(rows, *new_tokens("cpu", 1, 2, tokens, seed=step))
     check(state, rows, before)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    new, state = new_tokens(tokens=700, key_dim=64, value_dim=48), arena([5, 0], [800, 700], key_dim=64, value_dim=48)
+
+    def append():
+        after = [t.clone() for t in state]
+        ops.append_kv_(*new, *after)
+        return tuple(after)
+
+    assert_same_bits_for_threads(append)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.compact_kv import compact_kv as reference
-from support import capture_graph, opcheck, same_bits
+from support import assert_same_bits_for_threads, capture_graph, opcheck, same_bits
 
 import uncomp
 from uncomp import ops
@@ -365,6 +365,12 @@ def test_graph_replay_follows_the_layout():
     index_start.copy_(starts([0, 1, 13, 8], "cuda"))
     replay()
     check(out, reference(key, value, index, index_start, row_start, 52), row_start)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    key, value = dense("cpu", 1, 3, 1500, 64, 48)
+    index, index_start = choice([1500] * 3, [1500, 0, 700])
+    assert_same_bits_for_threads(lambda: ops.compact_kv(key, value, index, index_start, index_start, len(index)))
 
 
 @pytest.mark.gpu

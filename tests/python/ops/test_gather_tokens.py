@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.gather_tokens import gather_tokens as reference
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 import uncomp
 from uncomp import ops
@@ -128,6 +128,11 @@ def test_compile_fullgraph(device):
     compiled = torch.compile(lambda t, i: [x * 2 for x in ops.gather_tokens(t, i)], fullgraph=True)
     for got, want in zip(compiled(tensors, index), ops.gather_tokens(tensors, index), strict=True):
         assert torch.equal(got, want * 2)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    tensors, index = [torch.randn(2, 300, 1000), torch.randn(1, 300, 3, dtype=torch.float64)], example(wanted=257)[1]
+    assert_same_bits_for_threads(lambda: ops.gather_tokens(tensors, index))
 
 
 @pytest.mark.gpu

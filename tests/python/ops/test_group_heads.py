@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.group_heads import group_heads as reference
 from reference.group_heads import group_sizes
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 import uncomp
 from uncomp import _extension, ops
@@ -155,6 +155,11 @@ def test_graph_replay_follows_the_entropy():
     replay()
     want = reference(entropy, 5)
     assert (group.tolist(), rank.tolist()) == want
+
+
+def test_the_number_of_threads_changes_no_bit():
+    entropy = torch.randint(0, 9, (300, 64)).float()
+    assert_same_bits_for_threads(lambda: ops.group_heads(entropy, 7))
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.matrix_spectrum import matrix_spectrum as reference
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 import uncomp
 from uncomp import ops
@@ -311,6 +311,21 @@ def test_compile_fullgraph(device):
     states = torch.randn(2, 3, 20, 16, device=device)
     compiled = torch.compile(lambda x: ops.matrix_spectrum(x, 4) * 2, fullgraph=True)
     assert torch.equal(compiled(states), ops.matrix_spectrum(states, 4) * 2)
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(5, 64), (2, 256)])
+def test_the_number_of_threads_changes_no_bit(heads, dim):
+    """Up to 256 channels; beyond, LAPACK's last bits are its own."""
+    states = torch.randn(2, heads, 400, dim, dtype=torch.float64)
+    length = torch.tensor([400, 37], dtype=torch.int32)
+    assert_same_bits_for_threads(lambda: (ops.matrix_spectrum(states, dim, length=length),))
+
+
+def test_several_threads_take_inference_tensors():
+    states = torch.randn(1, 8, 300, 64)
+    want = ops.matrix_spectrum(states, 16)
+    with torch.inference_mode():
+        assert torch.equal(ops.matrix_spectrum(states.clone(), 16), want)
 
 
 @pytest.mark.gpu

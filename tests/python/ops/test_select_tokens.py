@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.select_tokens import select_tokens as reference
-from support import capture_graph, opcheck
+from support import assert_same_bits_for_threads, capture_graph, opcheck
 
 from uncomp import _extension, ops
 
@@ -327,6 +327,12 @@ def test_graph_replay_follows_scores_and_lengths(rows, count):
         want = ops.select_tokens(scores.cpu(), length.cpu(), keep.cpu(), total, **options)
         assert torch.equal(index.cpu(), want[0])
         assert torch.equal(row_start.cpu(), want[1])
+
+
+def test_the_number_of_threads_changes_no_bit():
+    scores, length, keep = columns("ties at the cut", 23, 1000), int32(range(0, 1012, 44)), int32([150] * 23)
+    options = dict(sink=2, window=8, pool=7)
+    assert_same_bits_for_threads(lambda: ops.select_tokens(scores, length, keep, 3000, **options))
 
 
 @pytest.mark.gpu
