@@ -124,8 +124,7 @@ __device__ __forceinline__ void finish_stream(const WindowScoresParams& p, const
           }
         }
       }
-      __syncwarp();
-      if (lane == 0) taken[slot].arrive();
+      taken[slot].arrive();
       if (!per_head) write(0, result, chunk > 0);
     }
   }
@@ -158,8 +157,9 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
     empty[threadIdx.x].init(4 * plan.team);
   }
   if (threadIdx.x < TileSums::kDepth) {
-    done[threadIdx.x].init(4 * plan.team);
-    taken[threadIdx.x].init(1);
+    // Every thread arrives for its own accesses: racecheck takes an arrival for the arriving thread's alone.
+    done[threadIdx.x].init(128 * plan.team);
+    taken[threadIdx.x].init(32);
   }
   __syncthreads();
 
@@ -244,7 +244,6 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
                 *reinterpret_cast<float2*>(sums + (lines + q0 / 8 + 1) * Stream::kKeys + key) = high;
               }
             }
-            __syncwarp();
           }
         } else {
           turns.wait();
@@ -253,7 +252,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
         }
         // Warps without queries too: nobody may be a phase ahead.
         if (q0 >= rows) taken[place].wait((it / TileSums::kDepth & 1) ^ 1);
-        if (lane == 0) done[place].arrive();
+        done[place].arrive();
       }
     }
   }
