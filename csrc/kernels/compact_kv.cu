@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row is dealt out to several warps; each moves a handful of tokens at a time, keys and values together.
+// A row is dealt out to several warps; each moves a handful of tokens at a time, keys and values together. Few rows get
+// as many warps each as their tokens need, many rows equally many.
 #include "kernels/compact_kv.h"
 
 #include "core/math.h"
+#include "kernels/common/dependent.cuh"
 #include "kernels/common/errors.cuh"
 #include "kernels/common/move_tokens.cuh"
+#include "kernels/common/reduce.cuh"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
@@ -33,22 +36,65 @@ __device__ __forceinline__ SourceRow source_row(const CompactKvParams& p, int32_
           static_cast<int64_t>(sequence) * p.seq_len + begin, valid.count(sequence)};
 }
 
-template <class Lane>
+/// Entries of the index that belong to a row.
+struct RowEntries {
+  int32_t begin, end;
+
+  __device__ static RowEntries of(const CompactKvParams& p, int32_t row) {
+    const int32_t begin = clamp<int32_t>(p.index_start[row], 0, p.total);
+    return {begin, clamp<int32_t>(p.index_start[row + 1], begin, p.total)};
+  }
+};
+
+/// Where a warp begins: at token `first` of a row. A row that does not exist: nothing to do.
+struct WarpPlace {
+  int32_t row;
+  uint32_t first;
+};
+
+/// Up to 32 rows: warp number `item` does one pass, of the row whose passes it falls among; an empty row has one too.
+/// Called by whole warps.
+__device__ __forceinline__ WarpPlace place_of_pass(const CompactKvParams& p, int32_t per_pass, uint32_t item,
+                                                   int lane) {
+  uint32_t passes = 0;
+  if (lane < p.rows.num_rows) {
+    const RowEntries entries = RowEntries::of(p, lane);
+    passes = max_of(ceil_div(entries.end - entries.begin, per_pass), 1);
+  }
+  uint32_t upto = passes;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint32_t before = __shfl_up_sync(kFullWarp, upto, offset);
+    if (lane >= offset) upto += before;
+  }
+  const int32_t row = __popc(__ballot_sync(kFullWarp, upto <= item));
+  return {row, (item - __shfl_sync(kFullWarp, upto - passes, row % 32)) * per_pass};
+}
+
+/// `warps_of_row` is 0 where the passes of few rows are dealt out, one a warp.
+template <class Lane, bool kFewRows>
 __global__ void __launch_bounds__(32 * kWarps, 5)
     compact_kv_kernel(const __grid_constant__ CompactKvParams p, WarpTokens tokens, uint32_t warps_of_row,
                       int32_t* error) {
+  wait_for_previous();
+  let_next_start();
   const int lane = threadIdx.x % 32;
   const uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32;
-  if (item >= static_cast<uint32_t>(p.rows.num_rows) * warps_of_row) return;
-  const int32_t row = static_cast<int32_t>(item / warps_of_row);
-  const uint32_t part = item % warps_of_row;
+  WarpPlace place{};
+  if constexpr (kFewRows) {
+    place = place_of_pass(p, tokens.per_pass(), item, lane);
+  } else {
+    place.row = static_cast<int32_t>(item / warps_of_row);
+    place.first = item % warps_of_row * tokens.per_pass();
+  }
+  const int32_t row = place.row;
+  if (row >= p.rows.num_rows) return;
 
   const SourceRow source = source_row(p, row);
-  const int32_t begin = clamp<int32_t>(p.index_start[row], 0, p.total);
-  const int32_t end = clamp<int32_t>(p.index_start[row + 1], begin, p.total);
+  const auto [begin, end] = RowEntries::of(p, row);
   const int64_t start = p.rows.start(row);
   const int32_t room = p.rows.room(row), count = min_of(end - begin, room);
-  if (part == 0 && lane == 0) {
+  if (place.first == 0 && lane == 0) {
     p.row_len[row] = count;
     if (end - begin > room) note_error(error, DeviceError::compact_kv_no_room);
   }
@@ -57,8 +103,8 @@ __global__ void __launch_bounds__(32 * kWarps, 5)
   TokenRun values{p.value + source.value, p.value_stride.token, nullptr, p.value_bytes};
   const int32_t* positions = p.position == nullptr ? nullptr : p.position + source.position;
   const int32_t side = tokens.side_by_side(), mine = tokens.token(lane, 0);
-  const int64_t stride = static_cast<int64_t>(warps_of_row) * tokens.per_pass();
-  for (int64_t base = static_cast<int64_t>(part) * tokens.per_pass(); base < count; base += stride) {
+  const uint32_t stride = warps_of_row * tokens.per_pass();  // below 2^31 + 2^7, as all bases are
+  for (uint32_t base = place.first; base < static_cast<uint32_t>(count); base += stride) {
     const int32_t left = count - static_cast<int32_t>(base);
     const int32_t* index = p.index + begin + base + mine;
     TakenTokens taken;
@@ -84,6 +130,7 @@ __global__ void __launch_bounds__(32 * kWarps, 5)
       }
       if (outside) note_error(error, DeviceError::compact_kv_index);
     }
+    if constexpr (kFewRows) break;
   }
 }
 
@@ -95,16 +142,26 @@ cudaError_t compact_kv(const CompactKvParams& params, cudaStream_t stream) {
   int32_t* error = nullptr;
   if (const cudaError_t err = error_word(&error); err != cudaSuccess) return err;
   const WarpTokens tokens = WarpTokens::of(max_of(params.key_bytes, params.value_bytes), params.lane_bytes);
-  // Enough warps that a row of mean length takes one pass; a longer row takes several. The product with the rows
-  // stays below 2^32.
-  const int64_t passes = ceil_div<int64_t>(params.total, int64_t{rows} * tokens.per_pass());
-  const uint32_t warps_of_row = static_cast<uint32_t>(max_of<int64_t>(passes, 1));
-  const int64_t blocks = ceil_div<int64_t>(int64_t{rows} * warps_of_row, kWarps);
+  const auto launch = [&](auto kernel, int64_t warps, uint32_t warps_of_row) {
+    bool early = false;
+    const cudaError_t err = compiled_for_sm_90(reinterpret_cast<const void*>(kernel), &early);
+    if (err != cudaSuccess) return err;
+    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(warps, kWarps)));
+    return launch_dependent(kernel, early, grid, 32 * kWarps, 0, stream, params, tokens, warps_of_row, error);
+  };
+  cudaError_t err = cudaSuccess;
   dispatch_lane(params.lane_bytes, [&](auto kind) {
-    compact_kv_kernel<decltype(kind)>
-        <<<static_cast<unsigned>(blocks), 32 * kWarps, 0, stream>>>(params, tokens, warps_of_row, error);
+    using Lane = decltype(kind);
+    if (rows <= 32) {
+      err = launch(compact_kv_kernel<Lane, true>, params.total / tokens.per_pass() + rows, 0);
+      return;
+    }
+    // Enough warps that a row of mean length takes one pass; a longer row takes several. The product with the rows
+    // stays below 2^32.
+    const int64_t passes = max_of<int64_t>(ceil_div<int64_t>(params.total, int64_t{rows} * tokens.per_pass()), 1);
+    err = launch(compact_kv_kernel<Lane, false>, rows * passes, static_cast<uint32_t>(passes));
   });
-  return cudaGetLastError();
+  return err;
 }
 
 }  // namespace uncomp::kernels

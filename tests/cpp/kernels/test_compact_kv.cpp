@@ -108,6 +108,65 @@ TEST_CASE("many rows, several of them for each KV head", "[compact_kv]") {
   run(Setup(lengths, 32, 16), 0);
 }
 
+TEST_CASE("rows of any skew, few whose passes are dealt out and many that get equally many warps", "[compact_kv]") {
+  for (const int32_t rows : {4, 28, 32, 36, 200}) {
+    std::vector<int32_t> lengths(rows);
+    for (int32_t r = 0; r < rows; ++r) lengths[r] = r % 67 == 5 ? 3 : 0;
+    run(Setup(lengths, 256, 256), 0);
+    lengths[rows - 1] = 350;
+    lengths[rows / 2] = 1;
+    run(Setup(lengths, 256, 256), 0);
+    run(Setup(std::vector<int32_t>(rows, 0), 256, 256), 0);
+  }
+}
+
+TEST_CASE("a chain of launches, each of which reads what the one before wrote", "[compact_kv]") {
+  constexpr int32_t kBytes = 256, kHops = 200;
+  const std::vector<int32_t> lengths{400, 1, 0, 77, 300, 8, 9, 200};
+  std::vector<int32_t> index, start{0};
+  for (const int32_t length : lengths) {
+    for (int32_t i = 0; i < length; ++i) index.push_back(length - 1 - i);
+    start.push_back(static_cast<int32_t>(index.size()));
+  }
+  const int32_t slots = start.back(), rows = static_cast<int32_t>(lengths.size());
+  const std::vector<char> key = numbered_bytes(size_t(slots) * kBytes, 1),
+                          value = numbered_bytes(size_t(slots) * kBytes, 2);
+  std::vector<int32_t> numbers(slots);
+  for (int32_t i = 0; i < slots; ++i) numbers[i] = 7 * i;
+  DeviceArray<char> keys[2]{DeviceArray<char>(key), DeviceArray<char>(key)};
+  DeviceArray<char> values[2]{DeviceArray<char>(value), DeviceArray<char>(value)};
+  DeviceArray<int32_t> positions[2]{DeviceArray<int32_t>(numbers), DeviceArray<int32_t>(numbers)};
+  DeviceArray<int32_t> indices(index), starts(start), row_len(rows);
+  // Every hop turns the rows round; an even number of them leaves all as it was.
+  for (int32_t hop = 0; hop < kHops; ++hop) {
+    const int from = hop % 2, to = 1 - from;
+    kernels::CompactKvParams params{};
+    params.key = keys[from].data();
+    params.value = values[from].data();
+    params.position = positions[from].data();
+    params.key_stride = params.value_stride = {0, 0, kBytes};
+    params.source_start = starts.data();
+    params.index = indices.data();
+    params.index_start = starts.data();
+    params.rows = {starts.data(), nullptr, slots, rows};
+    params.row_len = row_len.data();
+    params.key_rows = keys[to].data();
+    params.value_rows = values[to].data();
+    params.slot_position = positions[to].data();
+    params.source_slots = slots;
+    params.total = slots;
+    params.key_bytes = params.value_bytes = kBytes;
+    params.lane_bytes = 16;
+    cuda_ok(kernels::compact_kv(params, nullptr));
+  }
+  int32_t code = 0;
+  cuda_ok(kernels::take_error(&code));
+  REQUIRE(code == 0);
+  REQUIRE((keys[0].host() == key && values[0].host() == value));
+  REQUIRE(positions[0].host() == numbers);
+  REQUIRE(keys[1].host() != key);
+}
+
 TEST_CASE("an index outside and a row without room are noted", "[compact_kv]") {
   Setup outside({3, 3, 3, 3}, 256, 256);
   outside.index[4] = kSeqLen;
