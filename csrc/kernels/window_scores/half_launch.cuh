@@ -87,19 +87,12 @@ cudaError_t launch_streams(const LsePass& lse, const ScorePass& score, int64_t i
                                         std::pair{reinterpret_cast<const void*>(second), Stream::kBytes + kSums}}) {
       if (const cudaError_t err = allow_shared_memory(kernel, bytes); err != cudaSuccess) return err;
     }
-    first<<<static_cast<unsigned>(items), Stream::kThreads, Stream::kBytes, stream>>>(lse);
-    if (const cudaError_t err = cudaGetLastError(); err != cudaSuccess) return err;
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(items));
-    config.blockDim = dim3(Stream::kThreads);
-    config.dynamicSmemBytes = Stream::kBytes + kSums;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, second, score);
+    const dim3 grid(static_cast<unsigned>(items));
+    if (const cudaError_t err = launch_dependent(first, true, grid, Stream::kThreads, Stream::kBytes, stream, lse);
+        err != cudaSuccess) {
+      return err;
+    }
+    return launch_dependent(second, true, grid, Stream::kThreads, Stream::kBytes + kSums, stream, score);
   });
 }
 

@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __shared__ float2 states[Stream::kGroups * 64];
 
   const StreamPlan& plan = pass.plan;
+  wait_for_previous();
   let_next_start();
   const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
   if (block.row < 0 || block.tiles == 0) return;

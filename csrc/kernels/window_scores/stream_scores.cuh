@@ -147,6 +147,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __shared__ float lse[64 * Stream::kGroups];
 
   const StreamPlan& plan = pass.plan;
+  let_next_start();
   const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
   if (block.row < 0) {
     wait_for_previous();
