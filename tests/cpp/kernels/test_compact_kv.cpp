@@ -2,11 +2,14 @@
 // The launch itself: rows of all lengths, every access width, guard bands, untouched dead slots, the error word.
 #include "kernels/compact_kv.h"
 
+#include <random>
+
 #include "core/errors.h"
 #include "core/lanes.h"
 #include "kernels/runtime.h"
 #include "support/catch.hpp"
 #include "support/device.hpp"
+#include "support/repeat.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -50,46 +53,81 @@ void check_rows(const Setup& s, const std::vector<char>& got, const std::vector<
   }
 }
 
-void run(const Setup& s, int32_t wanted_code) {
-  DeviceArray<char> key(s.key), value(s.value), key_rows(size_t(s.capacity) * s.key_bytes),
-      value_rows(size_t(s.capacity) * s.value_bytes);
-  DeviceArray<int32_t> index(s.index), index_start(s.index_start), row_start(s.row_start), row_len(s.num_rows),
-      slot_position(s.capacity);
+/// A setup on the device; `launch` may be called as often as wanted.
+struct Compact {
+  DeviceArray<char> key, value, key_rows, value_rows;
+  DeviceArray<int32_t> index, index_start, row_start, row_len, slot_position;
   kernels::CompactKvParams params{};
-  params.key = key.data();
-  params.value = value.data();
-  params.key_stride = {int64_t{kHeads} * kSeqLen * s.key_bytes, int64_t{kSeqLen} * s.key_bytes, s.key_bytes};
-  params.value_stride = {int64_t{kHeads} * kSeqLen * s.value_bytes, int64_t{kSeqLen} * s.value_bytes, s.value_bytes};
-  params.index = index.data();
-  params.index_start = index_start.data();
-  params.rows = {row_start.data(), nullptr, s.capacity, s.num_rows};
-  params.row_len = row_len.data();
-  params.key_rows = key_rows.data();
-  params.value_rows = value_rows.data();
-  params.slot_position = slot_position.data();
-  params.sources = {s.num_rows / kBatch, kHeads};
-  params.seq_len = kSeqLen;
-  params.total = static_cast<int32_t>(s.index.size());
-  params.key_bytes = s.key_bytes;
-  params.value_bytes = s.value_bytes;
-  params.lane_bytes = common_lane_bytes({s.key_bytes, s.value_bytes});
-  cuda_ok(kernels::compact_kv(params, nullptr));
+
+  explicit Compact(const Setup& s)
+      : key(s.key),
+        value(s.value),
+        key_rows(size_t(s.capacity) * s.key_bytes),
+        value_rows(size_t(s.capacity) * s.value_bytes),
+        index(s.index),
+        index_start(s.index_start),
+        row_start(s.row_start),
+        row_len(s.num_rows),
+        slot_position(s.capacity) {
+    params.key = key.data();
+    params.value = value.data();
+    params.key_stride = {int64_t{kHeads} * kSeqLen * s.key_bytes, int64_t{kSeqLen} * s.key_bytes, s.key_bytes};
+    params.value_stride = {int64_t{kHeads} * kSeqLen * s.value_bytes, int64_t{kSeqLen} * s.value_bytes, s.value_bytes};
+    params.index = index.data();
+    params.index_start = index_start.data();
+    params.rows = {row_start.data(), nullptr, s.capacity, s.num_rows};
+    params.row_len = row_len.data();
+    params.key_rows = key_rows.data();
+    params.value_rows = value_rows.data();
+    params.slot_position = slot_position.data();
+    params.sources = {s.num_rows / kBatch, kHeads};
+    params.seq_len = kSeqLen;
+    params.total = static_cast<int32_t>(s.index.size());
+    params.key_bytes = s.key_bytes;
+    params.value_bytes = s.value_bytes;
+    params.lane_bytes = common_lane_bytes({s.key_bytes, s.value_bytes});
+  }
+
+  void launch(cudaStream_t stream) { cuda_ok(kernels::compact_kv(params, stream)); }
+  void poison() {
+    key_rows.fill(DeviceArray<char>::kPoison);
+    value_rows.fill(DeviceArray<char>::kPoison);
+    row_len.fill(DeviceArray<char>::kPoison);
+    slot_position.fill(DeviceArray<char>::kPoison);
+  }
+  Bytes results() const { return contents(key_rows, value_rows, row_len, slot_position); }
+
+  /// The results of the last launch against the setup.
+  void check(const Setup& s) const {
+    check_rows(s, key_rows.host(), s.key, s.key_bytes);
+    check_rows(s, value_rows.host(), s.value, s.value_bytes);
+    const std::vector<int32_t> lengths = row_len.host(), positions = slot_position.host();
+    for (int32_t r = 0; r < s.num_rows; ++r) {
+      REQUIRE(lengths[r] == s.index_start[r + 1] - s.index_start[r]);
+      for (int32_t i = 0; i < lengths[r]; ++i) {
+        if (positions[s.row_start[r] + i] != s.index[s.index_start[r] + i])
+          FAIL("position of row " << r << " token " << i);
+      }
+    }
+    REQUIRE((key_rows.guards_intact() && value_rows.guards_intact()));
+    REQUIRE((slot_position.guards_intact() && row_len.guards_intact()));
+  }
+};
+
+void run(const Setup& s, int32_t wanted_code) {
+  Compact call(s);
+  call.launch(nullptr);
   int32_t code = 0;
   cuda_ok(kernels::take_error(&code));
   REQUIRE(code == wanted_code);
-  if (wanted_code != 0) return;
-  check_rows(s, key_rows.host(), s.key, s.key_bytes);
-  check_rows(s, value_rows.host(), s.value, s.value_bytes);
-  const std::vector<int32_t> lengths = row_len.host(), positions = slot_position.host();
-  for (int32_t r = 0; r < s.num_rows; ++r) {
-    REQUIRE(lengths[r] == s.index_start[r + 1] - s.index_start[r]);
-    for (int32_t i = 0; i < lengths[r]; ++i) {
-      if (positions[s.row_start[r] + i] != s.index[s.index_start[r] + i])
-        FAIL("position of row " << r << " token " << i);
-    }
-  }
-  REQUIRE((key_rows.guards_intact() && value_rows.guards_intact()));
-  REQUIRE((slot_position.guards_intact() && row_len.guards_intact()));
+  if (wanted_code == 0) call.check(s);
+}
+
+/// Row r keeps up to `longest` tokens.
+std::vector<int32_t> lengths_up_to(size_t rows, int32_t longest) {
+  std::vector<int32_t> lengths(rows);
+  for (size_t r = 0; r < rows; ++r) lengths[r] = static_cast<int32_t>(r * 7 % (longest + 1));
+  return lengths;
 }
 
 }  // namespace
@@ -103,9 +141,7 @@ TEST_CASE("rows of any length and width arrive bit-equal; spare slots keep their
 }
 
 TEST_CASE("many rows, several of them for each KV head", "[compact_kv]") {
-  std::vector<int32_t> lengths(4096);
-  for (size_t r = 0; r < lengths.size(); ++r) lengths[r] = static_cast<int32_t>(r * 7 % 23);
-  run(Setup(lengths, 32, 16), 0);
+  run(Setup(lengths_up_to(4096, 22), 32, 16), 0);
 }
 
 TEST_CASE("rows of any skew, few whose passes are dealt out and many that get equally many warps", "[compact_kv]") {
@@ -174,4 +210,32 @@ TEST_CASE("an index outside and a row without room are noted", "[compact_kv]") {
   Setup full({3, 3, 3, 3}, 256, 256);
   full.row_start = {0, 4, 6, 12, 16};
   run(full, static_cast<int32_t>(DeviceError::compact_kv_no_room));
+}
+
+TEST_CASE("compactions in a row and on three streams at once repeat every byte", "[compact_kv][large]") {
+  const Setup of_long({400, 1, 0, 399}, 256, 256), of_many(lengths_up_to(600, 22), 160, 48),
+      of_odd({300, 7, 0, 65}, 2, 6);
+  Compact a(of_long), b(of_many), c(of_odd);
+  for (Compact* call : {&a, &b, &c}) require_repeats(*call, 10000, 100);
+  require_apart(100, 100, a, b, c);
+  a.check(of_long);
+  b.check(of_many);
+  c.check(of_odd);
+}
+
+TEST_CASE("one captured graph of compactions follows lengths that change", "[compact_kv][large]") {
+  for (const size_t rows : {4, 200}) {
+    Setup s(rows == 4 ? std::vector<int32_t>{400, 128, 129, 399} : lengths_up_to(rows, 60), 256, 128);
+    const std::vector<int32_t> most = s.index_start;
+    Compact call(s);
+    std::mt19937 random(3);
+    const auto change = [&](int) {
+      for (size_t r = 0; r < rows; ++r) {
+        const uint32_t room = static_cast<uint32_t>(most[r + 1] - most[r]);
+        s.index_start[r + 1] = s.index_start[r] + static_cast<int32_t>(random() % (room + 1));
+      }
+      call.index_start.assign(s.index_start);
+    };
+    require_graph_follows(call, 100, change, [&](int) { call.check(s); });
+  }
 }

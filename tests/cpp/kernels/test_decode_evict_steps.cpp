@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "support/evict_device.hpp"
+#include "support/repeat.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -18,15 +19,8 @@ TEST_CASE("thousands of steps are the same on two streams and in a graph", "[dec
     const EvictOnDevice first(p, in), second(p, in), third(p, in);
     DeviceArray<unsigned char> work(static_cast<size_t>(first.bytes)), other(static_cast<size_t>(first.bytes)),
         poisoned(std::vector<unsigned char>(static_cast<size_t>(first.bytes), 0xff));
-    cudaStream_t one = nullptr, two = nullptr;
-    cuda_ok(cudaStreamCreateWithFlags(&one, cudaStreamNonBlocking));
-    cuda_ok(cudaStreamCreateWithFlags(&two, cudaStreamNonBlocking));
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t replay = nullptr;
-    cuda_ok(cudaStreamBeginCapture(one, cudaStreamCaptureModeThreadLocal));
-    third.step(poisoned.data(), one);
-    cuda_ok(cudaStreamEndCapture(one, &graph));
-    cuda_ok(cudaGraphInstantiate(&replay, graph, 0));
+    const Stream one, two;
+    const Graph graph(one, [&] { third.step(poisoned.data(), one); });
     const int steps = 3000;
     for (int i = 0; i < steps; ++i) {
       first.step(work.data(), one);
@@ -34,7 +28,7 @@ TEST_CASE("thousands of steps are the same on two streams and in a graph", "[dec
     }
     cuda_ok(cudaStreamSynchronize(one));
     cuda_ok(cudaStreamSynchronize(two));
-    for (int i = 0; i < steps; ++i) cuda_ok(cudaGraphLaunch(replay, one));
+    for (int i = 0; i < steps; ++i) graph.launch();
     cuda_ok(cudaStreamSynchronize(one));
     const EvictOutput got = first.host();
     require_same(got, second.host());
@@ -46,9 +40,5 @@ TEST_CASE("thousands of steps are the same on two streams and in a graph", "[dec
       std::sort(order.begin(), order.end());
       for (int32_t i = 0; i < len; ++i) REQUIRE(order[i] == i);
     }
-    cuda_ok(cudaGraphExecDestroy(replay));
-    cuda_ok(cudaGraphDestroy(graph));
-    cuda_ok(cudaStreamDestroy(one));
-    cuda_ok(cudaStreamDestroy(two));
   }
 }

@@ -11,6 +11,7 @@
 #include "kernels/matrix_spectrum/stages.h"
 #include "support/catch.hpp"
 #include "support/device.hpp"
+#include "support/repeat.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -90,6 +91,8 @@ struct Batch {
     cuda_ok(packed ? kernels::packed_eigenvalues(params, gram.data(), stream)
                    : kernels::eigenvalues(params, plan, gram.data(), stream));
   }
+  void poison() { spectrum.fill(0xff); }
+  Bytes results() const { return contents(spectrum); }
 };
 
 std::vector<float> all_kinds(int n, unsigned seed) {
@@ -183,46 +186,17 @@ TEST_CASE("more matrices than fit at once, launch after launch and on two stream
     for (int q = 0; q < 75; ++q) {
       REQUIRE(same_bits({got.begin() + q * want.size(), got.begin() + (q + 1) * want.size()}, want));
     }
-    cudaStream_t first, second;
-    cuda_ok(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
-    cuda_ok(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
-    for (int q = 0; q < 1000; ++q) {
-      one.launch(first);
-      beside.launch(second);
-      if (q % 100 == 99) {
-        REQUIRE(same_bits(one.spectrum.host(), want));
-        REQUIRE(same_bits(beside.spectrum.host(), want));
-      }
-    }
-    cuda_ok(cudaStreamDestroy(first));
-    cuda_ok(cudaStreamDestroy(second));
+    require_apart(10, 100, one, beside);
+    REQUIRE(same_bits(beside.spectrum.host(), want));
   }
 }
 
 TEST_CASE("a captured launch sees what the matrices have become", "[eigenvalues]") {
   for (const int n : {128, 200}) {
-    auto all = all_kinds(n, 2u);
-    Batch batch(all, n, n), other(all_kinds(n, 3u), n, n);
+    Batch batch(all_kinds(n, 2u), n, n), other(all_kinds(n, 3u), n, n);
     other.launch();
     const auto want = other.spectrum.host();
-    batch.launch();
-    cudaStream_t stream;
-    cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    cudaGraph_t graph;
-    cudaGraphExec_t run;
-    cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    batch.launch(stream);
-    cuda_ok(cudaStreamEndCapture(stream, &graph));
-    cuda_ok(cudaGraphInstantiate(&run, graph, 0));
-    const auto bytes = all.size() * sizeof(float);
-    cuda_ok(cudaMemcpy(batch.gram.data(), other.gram.data(), bytes, cudaMemcpyDeviceToDevice));
-    cuda_ok(cudaMemset(batch.spectrum.data(), 0xff, batch.spectrum.size() * sizeof(float)));
-    cuda_ok(cudaDeviceSynchronize());
-    cuda_ok(cudaGraphLaunch(run, stream));
-    cuda_ok(cudaStreamSynchronize(stream));
-    REQUIRE(same_bits(batch.spectrum.host(), want));
-    cuda_ok(cudaGraphExecDestroy(run));
-    cuda_ok(cudaGraphDestroy(graph));
-    cuda_ok(cudaStreamDestroy(stream));
+    const auto change = [&](int) { batch.gram.assign(all_kinds(n, 3u)); };
+    require_graph_follows(batch, 1, change, [&](int) { REQUIRE(same_bits(batch.spectrum.host(), want)); });
   }
 }

@@ -12,12 +12,12 @@ namespace {
 
 std::vector<float> launch(const Problem& p, int top, bool vectors) {
   Call call(p, top, vectors);
-  call.poison(nullptr);
-  call(nullptr);
+  call.poison();
+  call.launch(nullptr);
   const std::vector<float> got = call.spectrum.host();
   REQUIRE(call.spectrum.guards_intact());
   REQUIRE(call.workspace->guards_intact());
-  call(nullptr);
+  call.launch(nullptr);
   REQUIRE(same_bits(call.spectrum.host(), got));
   return got;
 }

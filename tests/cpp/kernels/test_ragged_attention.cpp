@@ -147,59 +147,26 @@ TEST_CASE("shares that end inside tiles, rows of every length", "[ragged_attenti
 }
 
 TEST_CASE("one graph follows lengths that change, over a poisoned workspace", "[ragged_attention]") {
+  const std::vector<int32_t> most = {900, 2000, 130, 0, 640, 1};
   std::mt19937 random(9);
-  Call call({.len = {900, 2000, 130, 0, 640, 1}, .batch = 2, .tokens = 21, .fresh = New::keys});
-  cudaStream_t stream = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t replay = nullptr;
-  cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  call.launch(stream);
-  cuda_ok(cudaStreamSynchronize(stream));
-  cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  call.launch(stream);
-  cuda_ok(cudaStreamEndCapture(stream, &graph));
-  cuda_ok(cudaGraphInstantiate(&replay, graph, 0));
-  for (int i = 0; i < 8; ++i) {
+  Call call({.len = most, .batch = 2, .tokens = 21, .fresh = New::keys});
+  const auto shorten = [&](int) {
     std::vector<int32_t> len;
-    for (const int32_t most : {900, 2000, 130, 0, 640, 1}) {
-      len.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(most + 1)));
-    }
+    for (const int32_t n : most) len.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(n + 1)));
     call.shorten(len);
-    call.poison();
-    cuda_ok(cudaDeviceSynchronize());
-    cuda_ok(cudaGraphLaunch(replay, stream));
-    cuda_ok(cudaStreamSynchronize(stream));
-    call.check();
-  }
-  cuda_ok(cudaGraphExecDestroy(replay));
-  cuda_ok(cudaGraphDestroy(graph));
-  cuda_ok(cudaStreamDestroy(stream));
+  };
+  require_graph_follows(call, 8, shorten, [&](int) { call.check(); });
 }
 
 TEST_CASE("a thousand launches in a row, and two streams at once, repeat every bit", "[ragged_attention][large]") {
-  const Problem long_rows{.len = {20000, 3, 0, 9000}, .tokens = 4, .key_dim = 128, .value_dim = 128};
-  const Problem many_tokens{.len = {1000, 517, 2070, 1034},
-                            .tokens = 300,
-                            .key_dim = 128,
-                            .value_dim = 128,
-                            .fresh = New::keys,
-                            .dtype = DType::bfloat16};
-  Call a(long_rows), b(many_tokens);
-  a.launch();
-  b.launch();
-  const auto first_a = a.results(), first_b = b.results();
-  cudaStream_t streams[2];
-  for (cudaStream_t& s : streams) cuda_ok(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-  for (int round = 0; round < 10; ++round) {
-    a.poison();
-    b.poison();
-    cuda_ok(cudaDeviceSynchronize());
-    for (int i = 0; i < 100; ++i) {
-      a.launch(streams[0]);
-      b.launch(streams[1]);
-    }
-    REQUIRE(a.results() == first_a);
-    REQUIRE(b.results() == first_b);
-  }
-  for (cudaStream_t s : streams) cuda_ok(cudaStreamDestroy(s));
+  Call a({.len = {20000, 3, 0, 9000}, .tokens = 4, .key_dim = 128, .value_dim = 128});
+  Call b({.len = {1000, 517, 2070, 1034},
+          .tokens = 300,
+          .key_dim = 128,
+          .value_dim = 128,
+          .fresh = New::keys,
+          .dtype = DType::bfloat16});
+  require_repeats(a, 1000, 100);
+  require_repeats(b, 1000, 100);
+  require_apart(10, 100, a, b);
 }

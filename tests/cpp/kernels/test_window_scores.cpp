@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <random>
 
 #include "support/catch.hpp"
 #include "support/device.hpp"
 #include "support/half.hpp"
+#include "support/repeat.hpp"
 
 using namespace uncomp;
 using namespace uncomp::test;
@@ -194,10 +196,10 @@ struct Launch {
     params.reduce_window = Reduce::sum;
     params.reduce_group = Reduce::mean;
     params.dtype = DType::bfloat16;
-    cuda_ok(kernels::window_scores_workspace_bytes(params, &work_bytes));
-    cuda_ok(cudaMalloc(&work, work_bytes));
+    size_t bytes = 0;
+    cuda_ok(kernels::window_scores_workspace_bytes(params, &bytes));
+    work.emplace(bytes);
   }
-  ~Launch() { cudaFree(work); }
 
   static std::vector<unsigned char> bytes_of(size_t count, uint32_t seed) {
     std::mt19937 random(seed);
@@ -206,24 +208,19 @@ struct Launch {
     for (float& x : values) x = rounded(normal(random), DType::bfloat16);
     return encoded(values, DType::bfloat16);
   }
-  void start(cudaStream_t stream) { cuda_ok(kernels::window_scores(params, work, stream)); }
+  void launch(cudaStream_t stream) { cuda_ok(kernels::window_scores(params, work->data(), stream)); }
   void poison() {
-    cuda_ok(cudaMemset(work, 0xff, work_bytes));
-    cuda_ok(cudaMemset(scores.data(), 0xff, scores.size() * sizeof(float)));
-    cuda_ok(cudaMemset(lse.data(), 0xff, lse.size() * sizeof(float)));
+    work->fill(0xff);
+    scores.fill(0xff);
+    lse.fill(0xff);
   }
-  std::vector<float> result() const {
-    std::vector<float> all = scores.host(), more = lse.host();
-    all.insert(all.end(), more.begin(), more.end());
-    return all;
-  }
+  Bytes results() const { return contents(scores, lse); }
 
   DeviceArray<unsigned char> query, key;
   DeviceArray<int32_t> length;
   DeviceArray<float> scores, lse;
   kernels::WindowScoresParams params{};
-  void* work = nullptr;
-  size_t work_bytes = 0;
+  std::optional<DeviceArray<unsigned char>> work;
 };
 
 }  // namespace
@@ -304,65 +301,20 @@ TEST_CASE("many runs of a long row", "[window_scores]") {
 
 TEST_CASE("ten thousand launches write the bits of the first", "[window_scores][large]") {
   for (const int32_t window : {8, 32, 64}) {
-    Launch launch(3000, window, 7);
-    launch.start(nullptr);
-    const std::vector<float> first = launch.result();
-    for (int i = 1; i <= 3400; ++i) {
-      launch.start(nullptr);
-      if (i % 100 != 0) continue;
-      if (launch.result() != first) FAIL("launch " << i);
-      launch.poison();
-    }
+    Launch call(3000, window, 7);
+    require_repeats(call, 3400, 34);
   }
 }
 
 TEST_CASE("two streams at once do not meet", "[window_scores][large]") {
   Launch a(3000, 8, 1), b(1777, 32, 2);
-  a.start(nullptr);
-  b.start(nullptr);
-  const std::vector<float> of_a = a.result(), of_b = b.result();
-  cudaStream_t streams[2];
-  for (cudaStream_t& stream : streams) cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  for (int round = 0; round < 20; ++round) {
-    a.poison();
-    b.poison();
-    cuda_ok(cudaDeviceSynchronize());
-    for (int i = 0; i < 50; ++i) {
-      a.start(streams[0]);
-      b.start(streams[1]);
-    }
-    REQUIRE(a.result() == of_a);
-    REQUIRE(b.result() == of_b);
-  }
-  for (cudaStream_t& stream : streams) cuda_ok(cudaStreamDestroy(stream));
+  require_apart(20, 50, a, b);
 }
 
 TEST_CASE("a captured graph follows the lengths and needs no clean workspace", "[window_scores][large]") {
-  Launch launch(3000, 16, 3);
-  cudaStream_t stream;
-  cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  launch.start(stream);
-  cuda_ok(cudaStreamSynchronize(stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t program;
-  cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  launch.start(stream);
-  launch.start(stream);
-  cuda_ok(cudaStreamEndCapture(stream, &graph));
-  cuda_ok(cudaGraphInstantiate(&program, graph, 0));
-  for (const int32_t length : {3000, 0, 1, 15, 16, 17, 2999, 64, 640, 2048, 3000}) {
-    cuda_ok(cudaMemcpy(launch.length.data(), &length, sizeof(length), cudaMemcpyHostToDevice));
-    launch.poison();
-    launch.start(nullptr);
-    const std::vector<float> want = launch.result();
-    launch.poison();
-    cuda_ok(cudaDeviceSynchronize());
-    for (int i = 0; i < 3; ++i) cuda_ok(cudaGraphLaunch(program, stream));
-    if (launch.result() != want) FAIL("length " << length);
-  }
-  cuda_ok(cudaGraphExecDestroy(program));
-  cuda_ok(cudaGraphDestroy(graph));
-  cuda_ok(cudaStreamDestroy(stream));
+  Launch call(3000, 16, 3);
+  const std::vector<int32_t> lengths = {3000, 0, 1, 15, 16, 17, 2999, 64, 640, 2048, 3000};
+  require_graph_follows(call, static_cast<int>(lengths.size()), [&](int step) { call.length.assign({lengths[step]}); });
 }
 
 TEST_CASE("rows of random lengths", "[window_scores][large]") {

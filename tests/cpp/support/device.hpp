@@ -53,6 +53,12 @@ class DeviceArray {
     return copy;
   }
 
+  void fill(unsigned char byte) { cuda_ok(cudaMemset(data(), byte, bytes())); }
+  void assign(const std::vector<T>& host) {
+    if (host.size() != count_) throw std::logic_error("other contents must be as many");
+    cuda_ok(cudaMemcpy(data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+
   /// True while nothing wrote before or behind the buffer.
   bool guards_intact() const {
     cuda_ok(cudaDeviceSynchronize());

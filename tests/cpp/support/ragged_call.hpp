@@ -11,6 +11,7 @@
 #include "kernels/ragged_attention/ragged_attention.h"
 #include "support/attention.hpp"
 #include "support/device.hpp"
+#include "support/repeat.hpp"
 
 namespace uncomp::test::ragged {
 
@@ -90,20 +91,19 @@ class Call {
 
   void launch(cudaStream_t stream = nullptr) { cuda_ok(kernels::ragged_attention(params_, work_->data(), stream)); }
 
-  /// Results as they lie in memory.
-  std::pair<std::vector<unsigned char>, std::vector<float>> results() const { return {out_.host(), lse_.host()}; }
+  Bytes results() const { return contents(out_, lse_); }
 
   /// New lengths of the rows, none beyond the first ones, for the launches to come.
   void shorten(const std::vector<int32_t>& len) {
     p_.len = len;
-    cuda_ok(cudaMemcpy(lens_.data(), len.data(), len.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
+    lens_.assign(len);
   }
 
   /// Everything that a launch writes becomes NaN.
   void poison() {
-    cuda_ok(cudaMemset(out_.data(), 0xff, out_.size()));
-    cuda_ok(cudaMemset(lse_.data(), 0xff, queries_ * sizeof(float)));
-    cuda_ok(cudaMemset(work_->data(), 0xff, work_->size()));
+    out_.fill(0xff);
+    lse_.fill(0xff);
+    work_->fill(0xff);
   }
 
   bool guards_intact() const { return out_.guards_intact() && lse_.guards_intact() && work_->guards_intact(); }

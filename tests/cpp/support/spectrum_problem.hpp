@@ -15,6 +15,7 @@
 #include "core/sturm.h"
 #include "kernels/matrix_spectrum.h"
 #include "support/device.hpp"
+#include "support/repeat.hpp"
 
 namespace uncomp::test::spectrum {
 
@@ -124,11 +125,12 @@ struct Call {
     workspace.emplace(static_cast<size_t>(bytes));
   }
   /// NaN wherever nothing is written.
-  void poison(cudaStream_t stream) {
-    cuda_ok(cudaMemsetAsync(workspace->data(), 0xff, workspace->size(), stream));
-    cuda_ok(cudaMemsetAsync(spectrum.data(), 0xff, spectrum.size() * sizeof(float), stream));
+  void poison() {
+    workspace->fill(0xff);
+    spectrum.fill(0xff);
   }
-  void operator()(cudaStream_t stream) { cuda_ok(kernels::matrix_spectrum(params, workspace->data(), stream)); }
+  void launch(cudaStream_t stream) { cuda_ok(kernels::matrix_spectrum(params, workspace->data(), stream)); }
+  Bytes results() const { return contents(spectrum); }
 };
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
