@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A warp copies keys and values of several tokens at once: all loads of a pass are issued before its first store.
+// Targets are neighbours and known from the start; slot_tokens.cuh is for slots that the warp learns meanwhile.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values on their way before it is known where they go: a warp loads its tokens, learns their slots, stores.
+// Every token has an address and a slot of its own, ready beforehand: the runs of move_tokens.cuh in their place cost
+// append_kv_ 0.5 us.
 #pragma once
 
 #include <cstdint>
