@@ -44,6 +44,9 @@ inline std::vector<float> decoded(const std::vector<unsigned char>& bytes, DType
 }
 
 /// The number that `dtype` can hold.
-inline float rounded(float x, DType dtype) { return decoded(encoded({x}, dtype), dtype)[0]; }
+inline float rounded(float x, DType dtype) {
+  if (dtype == DType::float16) return __half2float(__float2half(x));
+  return dtype == DType::bfloat16 ? __bfloat162float(__float2bfloat16(x)) : x;
+}
 
 }  // namespace uncomp::test
