@@ -7,6 +7,7 @@
 #include "kernels/common/cluster.cuh"
 #include "kernels/common/dependent.cuh"
 #include "kernels/common/errors.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/move_tokens.cuh"
 #include "kernels/common/slot_tokens.cuh"
 #include "kernels/runtime.h"
@@ -143,16 +144,9 @@ cudaError_t append_by_clusters(const AppendKvParams& params, const WarpTokens& t
       err != cudaSuccess || !*done) {
     return err;
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(params.rows.num_rows) * blocks);
-  config.blockDim = dim3(32 * kClusterWarps);
-  config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {blocks, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, append_kv_cluster_kernel<Lane>, params, tokens, blocks, error);
+  const dim3 grid(static_cast<unsigned>(params.rows.num_rows) * blocks);
+  return launch_kernel({grid, 32 * kClusterWarps, 0, stream, static_cast<int>(blocks)}, append_kv_cluster_kernel<Lane>,
+                       params, tokens, blocks, error);
 }
 
 /// Every warp of a row reads the old length; a second kernel, which starts early, advances it.

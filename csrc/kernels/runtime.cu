@@ -7,6 +7,8 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/common/launch.cuh"
+
 namespace uncomp::kernels {
 namespace {
 
@@ -77,9 +79,7 @@ cudaError_t active_clusters(const void* kernel, int32_t blocks, int32_t threads,
       if (blocks > kPortable) {
         (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
       }
-      cudaLaunchAttribute cluster{};
-      cluster.id = cudaLaunchAttributeClusterDimension;
-      cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+      cudaLaunchAttribute cluster = cluster_attribute(blocks);
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(static_cast<unsigned>(blocks));
       config.blockDim = dim3(static_cast<unsigned>(threads));

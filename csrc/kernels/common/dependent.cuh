@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "kernels/common/launch.cuh"
+
 namespace uncomp::kernels {
 
 /// Returns once all blocks of the kernel before have ended and their writes are visible. Every thread of a kernel that
@@ -31,17 +33,9 @@ __device__ __forceinline__ void let_next_start() {
 template <class... Params, class... Args>
 cudaError_t launch_dependent(void (*kernel)(Params...), bool early, dim3 grid, int threads, size_t shared_bytes,
                              cudaStream_t stream, Args&&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+  return launch_kernel(
+      {.grid = grid, .threads = threads, .shared_bytes = shared_bytes, .stream = stream, .early = early}, kernel,
+      std::forward<Args>(args)...);
 }
 
 }  // namespace uncomp::kernels
