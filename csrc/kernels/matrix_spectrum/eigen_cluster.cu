@@ -12,12 +12,12 @@ namespace uncomp::kernels {
 namespace {
 
 constexpr int kBlocks = 4, kTile = 256;
-using D = Dealing<kTile, 16, kBlocks>;
+using D = Dealing<kTile, 16, kBlocks, 32>;
 
 struct ClusterShared {
   // Two of each in turn: a block may be a column ahead of the readers.
   alignas(16) float2 found[2][kTile];  // A c and the next column
-  alignas(16) float along[2][16];      // c . A c / 2, a summand per warp of the cluster
+  alignas(16) float along[2][16];      // c . A c, a summand per warp of the cluster
   alignas(16) TridiagonalRow<float> rows[kTile];
   alignas(8) uint64_t arrived[2];
   int reached[kThreadProbes * D::kThreads];
@@ -122,7 +122,7 @@ struct ClusterExchange {
       in.y.column[c + 1] = x.z;
       in.a.column[c + 1] = x.w;
     }
-    in.half_along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    in.along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 };
 #endif

@@ -11,22 +11,23 @@
 
 namespace uncomp::kernels {
 
-/// How the matrix is dealt out. Thread `t` of group `g` owns, of every 32 rows, the kRowRun from kRowRun * g on, and of
-/// every 32 columns the kColumnRun from kColumnRun * t on. Threads are numbered t first.
-template <int kTile_, int kLanes_, int kBlocks_>
+/// How the matrix is dealt out. Thread `t` of group `g` owns, of every kSpan rows, the kRowRun from kRowRun * g on, and
+/// of every kSpan columns the kColumnRun from kColumnRun * t on. Threads are numbered t first. Spans that are done are
+/// skipped, each with loops of its own.
+template <int kTile_, int kLanes_, int kBlocks_, int kSpan_>
 struct Dealing {
-  static constexpr int kTile = kTile_, kLanes = kLanes_, kBlocks = kBlocks_, kThreads = 128;
+  static constexpr int kTile = kTile_, kLanes = kLanes_, kBlocks = kBlocks_, kSpan = kSpan_, kThreads = 128;
   static constexpr int kBlockGroups = kThreads / kLanes, kGroups = kBlockGroups * kBlocks;
-  static constexpr int kRowRun = 32 / kGroups, kColumnRun = 32 / kLanes;
-  static constexpr int kRows = kTile / 32 * kRowRun, kColumns = kTile / 32 * kColumnRun;
-  static_assert(kRowRun * kGroups == 32 && kColumnRun * kLanes == 32);
+  static constexpr int kRowRun = kSpan / kGroups, kColumnRun = kSpan / kLanes;
+  static constexpr int kRows = kTile / kSpan * kRowRun, kColumns = kTile / kSpan * kColumnRun;
+  static_assert(kRowRun * kGroups == kSpan && kColumnRun * kLanes == kSpan);
 
-  __device__ static constexpr int row(int r, int g) { return 32 * (r / kRowRun) + kRowRun * g + r % kRowRun; }
+  __device__ static constexpr int row(int r, int g) { return kSpan * (r / kRowRun) + kRowRun * g + r % kRowRun; }
   __device__ static constexpr int column(int c, int t) {
-    return 32 * (c / kColumnRun) + kColumnRun * t + c % kColumnRun;
+    return kSpan * (c / kColumnRun) + kColumnRun * t + c % kColumnRun;
   }
 
-  // While rows and columns from 32 * block on are alive: a thread's first of each, and its rows as a power of two.
+  // While rows and columns from kSpan * block on are alive: a thread's first of each, and its rows as a power of two.
   static constexpr int first_row(int block) { return kRowRun * block; }
   static constexpr int first_column(int block) { return kColumnRun * block; }
   static constexpr int sums(int block) {
@@ -54,7 +55,7 @@ template <class D>
 struct Incoming {
   Slice<D> a, y;
   float a_first, y_first;  // at the first row that is alive
-  float half_along;        // c . A c / 2
+  float along;             // c . A c
 };
 
 /// x[q] with a run-time q; kCount is 2 or 4.
@@ -103,19 +104,19 @@ __device__ __forceinline__ void scale_matrix(MatrixState<D>& s, float scale, int
   for (int c = 0; c < D::kColumns; ++c) s.c.column[c] = D::column(c, t) == 0 ? 0.0f : s.c.column[c] * scale;
 }
 
-/// Clears the columns `first` - 1 with first in [32 kBlock, 32 kBlock + 32) and all behind them: earlier rows and
+/// Clears the columns `first` - 1 with first in kSpan * [kBlock, kBlock + 1) and all behind them: earlier rows and
 /// columns are done. Writes rows 1 .. n - 1 of the tridiagonal matrix to every block's `rows`.
 ///
-/// Dead entries within the first 32 alive ones are never read as numbers that matter, and stay finite: c and u are 0
-/// there, so a dead row only meets reflections from the right.
+/// Dead entries within the first span that is alive are never read as numbers that matter, and stay finite: c and u are
+/// 0 there, so a dead row only meets reflections from the right.
 template <class D, int kBlock, class Exchange>
 __device__ __forceinline__ void reduce_columns(MatrixState<D>& s, const Exchange& exchange, TridiagonalRow<float>* rows,
                                                int g, int t, int n) {
   constexpr int kRow = D::first_row(kBlock), kColumn = D::first_column(kBlock), kSums = D::sums(kBlock);
-  const int lane = threadIdx.x % 32, last = min_of(32 * kBlock + 31, n - 1);
+  const int lane = threadIdx.x % 32, last = min_of(D::kSpan * (kBlock + 1), n) - 1;
 #pragma unroll 1
-  for (int first = max_of(32 * kBlock, 1); first <= last; ++first) {
-    const int local = first % 32;
+  for (int first = max_of(D::kSpan * kBlock, 1); first <= last; ++first) {
+    const int local = first % D::kSpan;
 
     // The reflector. Every thread computes it alike; the sweep hides the chain.
     float square = 0.0f;
@@ -141,16 +142,17 @@ __device__ __forceinline__ void reduce_columns(MatrixState<D>& s, const Exchange
     for (int r = kRow; r < D::kRows; ++r) along += s.c.row[r] * y[r - kRow];
 
     Incoming<D> in;
-    exchange.template run<kBlock>(s, y, 0.5f * along, first, in);
+    exchange.template run<kBlock>(s, y, along, first, in);
 
-    // u = tau v and z = A v - (tau / 2) (v . A v) v.
-    const float half = in.half_along - reflector.beta * (in.y_first - 0.5f * reflector.beta * in.a_first);
-    const float u_first = reflector.tau * reflector.head;
-    const float z_first = in.y_first - reflector.beta * in.a_first - half * u_first;
+    // u = tau v and z = A v - half u with half = (v . A v) / 2. What waits for `half` is kept short.
+    const float half = 0.5f * in.along - reflector.beta * (in.y_first - 0.5f * reflector.beta * in.a_first);
+    const float u_first = reflector.tau * reflector.head, w_first = in.y_first - reflector.beta * in.a_first;
+    const float z_first = w_first - half * u_first, share = half * u_first - z_first;
     const auto advance = [&](int i, bool edge, float a, float y, float& c, float& u, float& z) {
       u = reflector.tau * (edge && i == first ? reflector.head : c);
-      z = y - reflector.beta * a - half * u;
-      const float next = a - u_first * z - z_first * u;
+      const float w = y - reflector.beta * a;
+      const float next = (a - u_first * w) + share * u;
+      z = w - half * u;
       c = edge && i <= first ? 0.0f : next;
     };
 #pragma unroll
@@ -166,7 +168,7 @@ __device__ __forceinline__ void reduce_columns(MatrixState<D>& s, const Exchange
       rows[first] = {in.a_first - 2.0f * u_first * z_first, max_of(square, kCouplingFloor<float>)};
     }
   }
-  if constexpr (32 * (kBlock + 1) < D::kTile) reduce_columns<D, kBlock + 1>(s, exchange, rows, g, t, n);
+  if constexpr (D::kSpan * (kBlock + 1) < D::kTile) reduce_columns<D, kBlock + 1>(s, exchange, rows, g, t, n);
 }
 
 /// Loads matrix `source` [kTile, kTile], scales it to a trace of 1 and reduces it: `rows` [sturm_rows(n)] in shared
