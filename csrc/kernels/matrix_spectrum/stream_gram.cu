@@ -2,56 +2,16 @@
 // Gram matrices of centred unit tokens on sm_90a. The tokens of all heads form one line that the blocks share equally,
 // so a block works on one head or on pieces of several. One warpgroup copies tiles of tokens into a ring; the others
 // turn a tile into unit tokens in place and multiply it from there while they make the next one.
-#include <atomic>
-
 #include "kernels/common/dependent.cuh"
 #include "kernels/common/mma.cuh"
-#include "kernels/matrix_spectrum/ring.cuh"
 #include "kernels/matrix_spectrum/stages.h"
+#include "kernels/matrix_spectrum/stream_copy.cuh"
 #include "kernels/matrix_spectrum/stream_tile.cuh"
 #include "kernels/matrix_spectrum/wgmma.cuh"
 #include "kernels/runtime.h"
 
 namespace uncomp::kernels {
 namespace {
-
-template <int kTile>
-__device__ __forceinline__ void copy_tiles(const MatrixSpectrumParams& params, int32_t head_tiles, uint32_t ring,
-                                           uint32_t full, uint32_t empty) {
-  using S = StreamShape<kTile>;
-  const uint32_t thread = threadIdx.x % kGroupThreads, piece = thread % 8, row = thread / 8;
-  const uint32_t place = ring + row * 128 + (piece ^ (row & 7)) * 16;
-  const int64_t token_bytes = params.strides.token * 2;
-  uint32_t base = 0;  // number of the piece's first tile
-  for (int32_t at = block_begin(params, head_tiles, blockIdx.x); at >= 0;) {
-    const Piece p = piece_at(params, head_tiles, at);
-    const int32_t length = p.end - p.begin;
-    const char* from = head_base<false>(params, p.matrix, params.tokens.begin(p.matrix / params.heads)) +
-                       (p.begin + static_cast<int32_t>(row)) * token_bytes + piece * 16;
-    uint32_t stage = base % S::kStages, parity = base / S::kStages % 2 ^ 1;
-    for (int32_t left = length - static_cast<int32_t>(row), t = 0; t < length; t += S::kTokens) {
-      barrier_wait(empty + stage * 8, parity);
-      const uint32_t to = place + stage * S::kStageBytes;
-#pragma unroll
-      for (int u = 0; u < S::kTokens / 16; ++u) {
-#pragma unroll
-        for (int q = 0; q < S::kPanels; ++q) {
-          ring_copy16(to + u * 2048 + q * S::kPanelBytes, from + 16 * u * token_bytes + q * 128,
-                      16 * u < left && q * 64 + static_cast<int>(piece) * 8 < params.dim);
-        }
-      }
-      ring_copies_arrive(full + stage * 8);
-      from += S::kTokens * token_bytes;
-      left -= S::kTokens;
-      if (++stage == S::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-    base += ceil_div(length, S::kTokens);
-    at = p.next;
-  }
-}
 
 template <int kTile, bool kBfloat>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -76,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kComputeRegisters));
     float* mean = reinterpret_cast<float*>(shared + S::kMean);
-    // Registers are short, so these wait in shared memory; every warp writes the same.
+    // Registers are short, so these wait in shared memory; the first warp writes them.
     int4* state = reinterpret_cast<int4*>(mean + (1 + S::kParts) * kTile);
     float* near_mean = reinterpret_cast<float*>(state + 1);
     const uint32_t lane_row = static_cast<uint32_t>(lane) / 8, chunk = static_cast<uint32_t>(lane) % 8;
@@ -108,14 +68,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         compute_barrier();
       }
-      {
+      if (thread < 32) {
         const float distance = near_mean_length<kTile>(mean, lane);
         if (lane == 0) {
           *near_mean = distance;
           *state = make_int4(p.matrix, p.whole, p.next, static_cast<int>(base) + ceil_div(p.end - p.begin, S::kTokens));
         }
-        __syncwarp();
       }
+      compute_barrier();
       float centre[S::kPanels * 8];
 #pragma unroll
       for (int j = 0; j < S::kPanels * 8; ++j) centre[j] = mean[j / 8 * 64 + static_cast<int>(chunk) * 8 + j % 8];
@@ -201,31 +161,37 @@ __global__ void __launch_bounds__(kThreads, 1)
       float4* group_sums = reinterpret_cast<float4*>(shared + S::kSums) + of;
       float4* slot = partial + (static_cast<int64_t>(blockIdx.x) + done.x) * FragmentPlan<kTile>::kMatrixVectors + of;
       float* out = gram + static_cast<int64_t>(done.x) * kTile * kTile;
-      const auto pass_on = [&](int v, float4 x) {
-        if (group > 0) {
-          const float4 y = group_sums[v * kGroupThreads];
-          x = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
-        }
-        if (group + 1 < kGroups) {
-          group_sums[v * kGroupThreads] = x;
-        } else if (done.y != 0) {
+      // The first group hands its sums over, the last one adds its own.
+      static_assert(kGroups == 2);
+      const auto hand_over = [&](int v, const float* c) {
+        group_sums[v * kGroupThreads] = make_float4(c[0], c[1], c[2], c[3]);
+      };
+      const auto finish = [&](int v, const float* c) {
+        const float4 y = group_sums[v * kGroupThreads];
+        const float4 x = make_float4(y.x + c[0], y.y + c[1], y.z + c[2], y.w + c[3]);
+        if (done.y != 0) {
           put_fragment<kTile>(out, v, of, x);
         } else {
           slot[v * kGroupThreads] = x;
         }
       };
-#pragma unroll 1
-      for (int g = 0; g < group; ++g) compute_barrier();
+      if (group == 0) {
 #pragma unroll
-      for (int v = 0; v < 8; ++v) pass_on(v, make_float4(top[4 * v], top[4 * v + 1], top[4 * v + 2], top[4 * v + 3]));
-      if constexpr (kTile == 128) {
+        for (int v = 0; v < 8; ++v) hand_over(v, top + 4 * v);
+        if constexpr (kTile == 128) {
 #pragma unroll
-        for (int v = 0; v < 16; ++v) {
-          pass_on(8 + v, make_float4(bottom[4 * v], bottom[4 * v + 1], bottom[4 * v + 2], bottom[4 * v + 3]));
+          for (int v = 0; v < 16; ++v) hand_over(8 + v, bottom + 4 * v);
         }
       }
-#pragma unroll 1
-      for (int g = group + 1; g < kGroups; ++g) compute_barrier();
+      compute_barrier();
+      if (group == 1) {
+#pragma unroll
+        for (int v = 0; v < 8; ++v) finish(v, top + 4 * v);
+        if constexpr (kTile == 128) {
+#pragma unroll
+          for (int v = 0; v < 16; ++v) finish(8 + v, bottom + 4 * v);
+        }
+      }
       at = done.z;
       base = static_cast<uint32_t>(done.w);
     }
@@ -244,6 +210,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int64_t all = int64_t{gridDim.y} * head_tiles;
   const int32_t first = line_owner(all, blocks, matrix * head_tiles);
   const int32_t last = line_owner(all, blocks, (matrix + 1) * head_tiles - 1);
+  let_next_start();
   wait_for_previous();
   if (first == last) return;  // written by its block
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -253,21 +220,6 @@ __global__ void __launch_bounds__(kReduceThreads)
     sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
   }
   put_fragment<kTile>(gram + matrix * kTile * kTile, vector / kGroupThreads, vector % kGroupThreads, sum);
-}
-
-/// A launch that may start before the one before it has ended.
-cudaLaunchConfig_t early_launch(dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
-                                cudaLaunchAttribute* early) {
-  early->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early->val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = early;
-  config.numAttrs = 1;
-  return config;
 }
 
 using Kernel = void (*)(MatrixSpectrumParams, int32_t, int32_t, const float*, float4*, float*);
@@ -288,18 +240,15 @@ cudaError_t launch(const MatrixSpectrumParams& params, const SpectrumPlan& plan,
   }
   const unsigned blocks = static_cast<unsigned>(plan.stream_blocks);
   const unsigned matrices = static_cast<unsigned>(params.batch) * static_cast<unsigned>(params.heads);
-  cudaLaunchAttribute early{};
-  cudaLaunchConfig_t config = early_launch(dim3(blocks), kThreads, kShared, stream, &early);
-  if (const cudaError_t err =
-          cudaLaunchKernelEx(&config, kernel, params, plan.head_tiles, plan.sum_chunks, sums, partial, gram);
+  if (const cudaError_t err = launch_dependent(kernel, true, blocks, kThreads, kShared, stream, params, plan.head_tiles,
+                                               plan.sum_chunks, sums, partial, gram);
       err != cudaSuccess || blocks == matrices) {
     return err;  // a block a head: nothing to add
   }
   static_assert(FragmentPlan<kTile>::kMatrixVectors % kReduceThreads == 0);
-  config = early_launch(dim3(FragmentPlan<kTile>::kMatrixVectors / kReduceThreads, matrices), kReduceThreads, 0, stream,
-                        &early);
-  return cudaLaunchKernelEx(&config, stream_reduce_kernel<kTile>, static_cast<const float4*>(partial), plan.head_tiles,
-                            plan.stream_blocks, gram);
+  return launch_dependent(stream_reduce_kernel<kTile>, true,
+                          dim3(FragmentPlan<kTile>::kMatrixVectors / kReduceThreads, matrices), kReduceThreads, 0,
+                          stream, static_cast<const float4*>(partial), plan.head_tiles, plan.stream_blocks, gram);
 }
 
 }  // namespace
@@ -309,20 +258,7 @@ cudaError_t stream_gram_runs(const MatrixSpectrumParams& params, int32_t tile, b
   DeviceInfo device{};
   if (const cudaError_t err = device_info(&device); err != cudaSuccess) return err;
   if (device.capability != 90 || params.dtype == DType::float32 || !params.vectors || tile > 128) return cudaSuccess;
-  // A build for sm_80 or plain sm_90 has a kernel without a body.
-  static std::atomic<int> answer{-1};
-  if (answer.load(std::memory_order_relaxed) < 0) {
-    constexpr int kBodyRegisters = 64;
-    cudaFuncAttributes attributes{};
-    if (const cudaError_t err =
-            cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_for(params, tile)));
-        err != cudaSuccess) {
-      return err;
-    }
-    answer.store(attributes.numRegs >= kBodyRegisters ? 1 : 0, std::memory_order_relaxed);
-  }
-  *runs = answer.load(std::memory_order_relaxed) == 1;
-  return cudaSuccess;
+  return compiled_for_sm_90(reinterpret_cast<const void*>(kernel_for(params, tile)), runs);
 }
 
 cudaError_t stream_gram(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* sums,
