@@ -53,10 +53,15 @@ struct SpectrumPlan {
   int32_t gram_chunks;    // token ranges of a head in the Gram matrix
   int32_t stream_blocks;  // blocks that share the tokens of all heads on sm_90; 0: not so
   int32_t head_tiles;     // pieces of a head in which they share
+  int32_t tile_tokens;    // tokens of a tile that holds a whole head; 0: not so
 
   /// float32 words of the three workspace parts.
-  constexpr int64_t sum_words() const { return int64_t{group} * sum_chunks * tile; }
+  constexpr int64_t sum_words() const {
+    if (tile_tokens > 0) return 0;
+    return int64_t{group} * sum_chunks * tile;
+  }
   constexpr int64_t partial_words() const {
+    if (tile_tokens > 0) return 0;
     if (stream_blocks > 0) return (stream_blocks + group) * (tile == 64 ? 4096 : 12288);
     return int64_t{group} * gram_chunks * (tile / 32 + 1) * 16 * tile;
   }
@@ -144,6 +149,14 @@ constexpr SpectrumPlan stream_plan(SpectrumPlan plan, int64_t matrices, int64_t 
   plan.group = static_cast<int32_t>(matrices);
   plan.sum_chunks = static_cast<int32_t>(clamp<int64_t>(ceil_div<int64_t>(8 * sm_count, matrices), 1,
                                                         clamp<int64_t>(ceil_div<int64_t>(seq_len, 64), 1, kMostSums)));
+  return plan;
+}
+
+/// The plan for one launch with a block for each head, which keeps all its tokens; unchanged where they are too many.
+constexpr SpectrumPlan small_plan(SpectrumPlan plan, int64_t seq_len) {
+  constexpr int64_t kMostTokens = 256;
+  if (plan.tile > 128 || seq_len > kMostTokens) return plan;
+  plan.tile_tokens = static_cast<int32_t>(max_of<int64_t>(round_up<int64_t>(seq_len, 16), 16));
   return plan;
 }
 

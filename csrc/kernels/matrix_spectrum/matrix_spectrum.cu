@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of the launches. On sm_90a, half-precision heads of up to 128 channels are summed all at once and then
-// multiplied all at once; elsewhere every group of heads is summed and multiplied while it lies in L2. Then all
-// eigenvalues follow at once.
+// The order of the launches. Heads of few tokens need one launch before their eigenvalues. On sm_90a, longer
+// half-precision heads of up to 128 channels are summed all at once and then multiplied all at once; elsewhere every
+// group of heads is summed and multiplied while it lies in L2. Then all eigenvalues follow at once.
 #include "kernels/matrix_spectrum.h"
 
 #include <algorithm>
@@ -27,7 +27,10 @@ cudaError_t make_layout(const MatrixSpectrumParams& params, Layout* layout) {
                                device.l2_bytes);
   bool stream = false;
   if (const cudaError_t err = stream_gram_runs(params, layout->plan.tile, &stream); err != cudaSuccess) return err;
-  if (stream) layout->plan = stream_plan(layout->plan, matrices, params.tokens.seq_len, device.sm_count);
+  if (stream) layout->plan = small_plan(layout->plan, params.tokens.seq_len);
+  if (stream && layout->plan.tile_tokens == 0) {
+    layout->plan = stream_plan(layout->plan, matrices, params.tokens.seq_len, device.sm_count);
+  }
   layout->partial = round_up(layout->plan.sum_words(), kAlignment);
   layout->gram = layout->partial + round_up(layout->plan.partial_words(), kAlignment);
   layout->words = layout->gram + layout->plan.gram_words(matrices);
@@ -54,6 +57,10 @@ cudaError_t matrix_spectrum(const MatrixSpectrumParams& params, void* workspace,
   float* sums = static_cast<float*>(workspace);
   float4* partial = reinterpret_cast<float4*>(sums + layout.partial);
   float* gram = sums + layout.gram;
+  if (layout.plan.tile_tokens > 0) {
+    if (const cudaError_t err = small_gram(params, layout.plan, gram, stream); err != cudaSuccess) return err;
+    return eigenvalues(params, layout.plan, gram, stream);
+  }
   if (layout.plan.stream_blocks > 0) {
     if (const cudaError_t err = column_sums(params, layout.plan, {0, matrices}, sums, stream); err != cudaSuccess) {
       return err;

@@ -28,6 +28,9 @@ cudaError_t stream_gram_runs(const MatrixSpectrumParams& params, int32_t tile, b
 cudaError_t stream_gram(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* sums,
                         float4* partial, float* gram, cudaStream_t stream);
 
+/// Gram matrices of all heads at once, where plan.tile_tokens > 0; there is nothing to sum before.
+cudaError_t small_gram(const MatrixSpectrumParams& params, const SpectrumPlan& plan, float* gram, cudaStream_t stream);
+
 /// The `top` largest eigenvalues of gram / trace. Reads spectrum, batch, heads, dim and top of the parameters.
 cudaError_t eigenvalues(const MatrixSpectrumParams& params, const SpectrumPlan& plan, const float* gram,
                         cudaStream_t stream);

@@ -26,15 +26,15 @@ struct FragmentPlan {
   static constexpr int kMatrixVectors = kVectors * kGroupThreads;
 };
 
-/// Vector `v` of a thread to both triangles.
-template <int kTile>
+/// Vector `v` of a thread to both triangles of a matrix whose rows are kPitch numbers apart.
+template <int kTile, int kPitch = kTile>
 __device__ __forceinline__ void put_fragment(float* to, int v, int thread, const float4& x) {
   const int row = (v < 8 ? 0 : 64) + thread / 32 * 16 + thread % 32 / 4,
             column = (v < 8 ? v : v - 8) * 8 + thread % 4 * 2;
   const auto put = [&](int r, int c, float y) {
     if (c > r) return;
-    to[r * kTile + c] = y;
-    to[c * kTile + r] = y;
+    to[r * kPitch + c] = y;
+    to[c * kPitch + r] = y;
   };
   put(row, column, x.x);
   put(row, column + 1, x.y);

@@ -141,3 +141,17 @@ TEST_CASE("blocks of the one launch fill the device, and an accumulator stays sh
     }
   }
 }
+
+TEST_CASE("heads of few tokens lie in one tile, without partial results", "[gram]") {
+  const auto plan = [](int64_t seq_len, int dim) {
+    return small_plan(spectrum_plan(32, seq_len, dim, 2, 132, int64_t{60} << 20), seq_len);
+  };
+  for (const int seq_len : {0, 1, 16, 17, 129, 256}) {
+    const SpectrumPlan p = plan(seq_len, 128);
+    REQUIRE((p.tile_tokens >= seq_len && p.tile_tokens >= 16 && p.tile_tokens % 16 == 0));
+    REQUIRE(p.tile_tokens < seq_len + 16 + (seq_len == 0 ? 1 : 0));
+    REQUIRE((p.sum_words() == 0 && p.partial_words() == 0));
+  }
+  REQUIRE(plan(257, 128).tile_tokens == 0);
+  REQUIRE(plan(129, 129).tile_tokens == 0);
+}

@@ -138,3 +138,13 @@ TEST_CASE("heads over clusters of every size, few tokens and many", "[matrix_spe
     }
   }
 }
+
+TEST_CASE("heads of few tokens around the passes of 16 and the border of 256", "[matrix_spectrum]") {
+  for (const int seq_len : {1, 2, 15, 16, 17, 129, 255, 256, 257}) {
+    for (const int dim : {40, 64, 80, 128}) {
+      Problem p = make_problem(2, 3, seq_len, dim, dim + 8, true);
+      compare(p, dim / 2, true);
+    }
+  }
+  for (const int dim : {64, 128}) check_degenerate(dim, true, 129);
+}
