@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(SmallShape<kTile>::kThreads, 2)
   __syncthreads();
 
   // The last warpgroup has the upper 64 rows of the lower triangle, the one before it the others.
-  const uint64_t high_part = wgmma_operand(high, panel_bytes), low_part = wgmma_operand(low, panel_bytes);
+  const uint64_t high_part = columns_operand(high, panel_bytes), low_part = columns_operand(low, panel_bytes);
   const bool last = warp / (kGroupThreads / 32) == S::kPanels - 1;
   const auto multiply = [&](const auto& add, uint32_t left_offset) {
 #pragma unroll 1

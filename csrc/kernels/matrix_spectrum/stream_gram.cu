@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         busy = empty + stage * 8;
         wgmma_publish();
         group_barrier(group);
-        const uint64_t high = wgmma_operand(high_tile, S::kPanelBytes);
+        const uint64_t high = columns_operand(high_tile, S::kPanelBytes);
         const auto multiply = [&](uint64_t left, uint64_t right) {
           wgmma_fence();
 #pragma unroll
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         };
         multiply(high, high);
         if (split) {
-          const uint64_t low = wgmma_operand(low_tile, S::kPanelBytes);
+          const uint64_t low = columns_operand(low_tile, S::kPanelBytes);
           multiply(high, low);
           multiply(low, high);
         }

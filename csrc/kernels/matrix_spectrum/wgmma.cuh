@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix instructions of a warpgroup (sm_90a), one thin function each. Both operands come from shared memory as panels:
-// rows of 64 half-precision numbers whose 16-byte chunks are XOR-swizzled by the row modulo 8, the row being the summed
-// index, panels on 1024-byte borders. Kernels that use them have
-// a body on that architecture only.
+// Matrix instructions of a warpgroup (sm_90a), one thin function each. Both operands come from shared memory, their
+// rows being the summed side. Kernels that use them have a body on that architecture only.
 #pragma once
 
 #include <cuda_fp16.h>
 
 #include <cstdint>
 
-#include "kernels/common/mma.cuh"
 #include "kernels/common/warpgroup.cuh"
 
 namespace uncomp::kernels {
-
-/// Operand of 16 rows from `address` on, which is a multiple of 1024 bytes behind the panel's border; the next 64
-/// columns lie `panel_bytes` further on.
-__device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t panel_bytes) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | uint64_t{panel_bytes >> 4} << 16 | uint64_t{(address & 0x3ffff) >> 4};
-}
 
 /// This thread's ordinary writes to shared memory become visible to matrix instructions behind the next barrier.
 __device__ __forceinline__ void wgmma_publish() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
