@@ -18,7 +18,7 @@ template <int kTile>
 struct EigenShared {
   // Two of each in turn: a thread may be a column ahead of the readers.
   alignas(16) float2 found[2][kTile];  // A c and the next column
-  alignas(16) float along[2][8];       // c . A c, a summand per two groups
+  alignas(16) float along[2][16];      // c . A c, a summand per group
   alignas(16) TridiagonalRow<float> rows[kTile];
   int reached[kThreadProbes * 128];
 };
@@ -50,15 +50,19 @@ struct BlockExchange {
     for (int c = kColumn; c < D::kColumns; ++c) {
       store_if(g == first % D::kSpan, &found[D::column(c, t)].y, s.a[kRow][c]);
     }
-    along = lane_sum<2 * D::kLanes>(along);
-    if (t == 0) shared.along[buffer][g / 2] = along;
+    along = lane_sum<D::kLanes>(along);
+    if (t == 0) shared.along[buffer][g] = along;
     const int row = kRow + summed_row<D::kLanes, kSums>(t);
     const float total = sum_rows<D::kLanes>(y, t);
     if (kRow + kSums == D::kRows || row < D::kRows) found[D::row(row, g)].x = total;
     __syncthreads();
 
-    const float4 front = *reinterpret_cast<const float4*>(&shared.along[buffer][0]);
-    const float4 back = *reinterpret_cast<const float4*>(&shared.along[buffer][4]);
+    float part[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const float4 x = *reinterpret_cast<const float4*>(&shared.along[buffer][4 * q]);
+      part[q] = (x.x + x.y) + (x.z + x.w);
+    }
     const float2 edge = found[first];
     in.y_first = edge.x;
     in.a_first = edge.y;
@@ -76,7 +80,7 @@ struct BlockExchange {
       in.y.column[c + 1] = x.z;
       in.a.column[c + 1] = x.w;
     }
-    in.along = ((front.x + front.y) + (front.z + front.w)) + ((back.x + back.y) + (back.z + back.w));
+    in.along = (part[0] + part[1]) + (part[2] + part[3]);
   }
 };
 
