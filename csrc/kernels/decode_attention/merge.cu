@@ -17,7 +17,7 @@ constexpr int kBlocksPerSm = 2;
 constexpr int64_t kClusterSlots = 16384;  // of the arena
 constexpr int32_t kClusterRows = 16;
 constexpr int32_t kFewRows = 32;
-constexpr int kMergeBatch = 8;  // parts that a warp has on the way
+constexpr int kMergeBatch = 5;  // parts that a lane has on the way
 
 __device__ __forceinline__ float4 scaled(float4 x, float by) { return {x.x * by, x.y * by, x.z * by, x.w * by}; }
 __device__ __forceinline__ void add_scaled(float4& to, float4 x, float by) {
@@ -62,13 +62,15 @@ __device__ __forceinline__ void write_empty_rows(const DecodeAttentionParams& pa
   }
 }
 
-/// Block (x, h) joins head h of one shared row: row x with kByRow, else the row that starts in worker x. Each of kWarps
-/// warps takes every kWarps-th part, a lane four channels at a time; the warps' states meet in warp order.
-template <int kWarps, bool kByRow>
+/// Block (x, h, z) joins channels 4 kLanes z and on of head h of one shared row: row x with kByRow, else the row that
+/// starts in worker x. kLanes lanes take a part, four channels each, so a warp takes several parts side by side; the
+/// states of a warp's parts meet by shuffles, those of the warps in warp order.
+template <int kWarps, int kLanes, bool kByRow>
 __global__ void __launch_bounds__(32 * kWarps)
     merge_kernel(const __grid_constant__ DecodeAttentionParams params, const __grid_constant__ DecodeWorkspace work) {
+  constexpr int kAcross = 32 / kLanes, kAtOnce = kWarps * kAcross;  // parts
   __shared__ float tops[kWarps], sums[kWarps];
-  __shared__ float4 outs[kWarps][kMaxHeadDim / 4];
+  __shared__ float4 outs[kWarps][kLanes];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y;
   const int32_t heads = params.group_size, value_dim = params.value_dim;
   SharedRow shared{};
@@ -80,29 +82,24 @@ __global__ void __launch_bounds__(32 * kWarps)
     const OpenRow open = work.open[worker];
     shared = open.row < 0 ? SharedRow{0, worker, worker} : SharedRow{open.row, worker, open.last_worker};
   }
-  write_empty_rows<kWarps>(params);
+  if (blockIdx.z == 0) write_empty_rows<kWarps>(params);
   if (shared.first == shared.last) return;
-  const int32_t parts = shared.last - shared.first + 1;
+  const int32_t parts = shared.last - shared.first + 1, channel = 4 * (kLanes * blockIdx.z + lane % kLanes);
 
   float top = -INFINITY, sum = 0.0f;
-  float4 out[kMaxHeadDim / 128] = {};
-  for (int32_t first = warp; first < parts; first += kWarps * kMergeBatch) {
+  float4 out{};
+  for (int32_t first = warp * kAcross + lane / kLanes; first < parts; first += kAtOnce * kMergeBatch) {
     float part_top[kMergeBatch], part_sum[kMergeBatch];
-    float4 part_out[kMergeBatch][kMaxHeadDim / 128];
+    float4 part_out[kMergeBatch];
 #pragma unroll
     for (int u = 0; u < kMergeBatch; ++u) {
-      const int32_t i = first + u * kWarps;
+      const int32_t i = first + u * kAtOnce;
       const bool live = i < parts;
-      const float* state = work.partial + partial_index(shared.first + (live ? i : 0), !live || i == 0) * work.stride;
+      const float* state = work.partial + partial_index(shared.first + i, i == 0) * work.stride;
       part_top[u] = live ? state[heads * value_dim + head] : -INFINITY;
       part_sum[u] = live ? state[heads * value_dim + heads + head] : 0.0f;
-#pragma unroll
-      for (int j = 0; j < kMaxHeadDim / 128; ++j) {
-        const int channel = 4 * (lane + 32 * j);
-        part_out[u][j] = live && channel < value_dim
-                             ? *reinterpret_cast<const float4*>(state + head * value_dim + channel)
-                             : float4{};
-      }
+      part_out[u] =
+          live && channel < value_dim ? *reinterpret_cast<const float4*>(state + head * value_dim + channel) : float4{};
     }
     float best = top;
 #pragma unroll
@@ -110,53 +107,68 @@ __global__ void __launch_bounds__(32 * kWarps)
     const float base = finite_or_zero(best), shrink = exp2f(top - base);
     top = best;
     sum *= shrink;
-#pragma unroll
-    for (int j = 0; j < kMaxHeadDim / 128; ++j) out[j] = scaled(out[j], shrink);
+    out = scaled(out, shrink);
 #pragma unroll
     for (int u = 0; u < kMergeBatch; ++u) {
       const float weight = exp2f(part_top[u] - base);
       sum += weight * part_sum[u];
+      add_scaled(out, part_out[u], weight);
+    }
+  }
+  if constexpr (kAcross > 1) {
+    float best = top;
 #pragma unroll
-      for (int j = 0; j < kMaxHeadDim / 128; ++j) add_scaled(out[j], part_out[u][j], weight);
+    for (int lanes = kLanes; lanes < 32; lanes *= 2) best = fmaxf(best, __shfl_xor_sync(kFullWarp, best, lanes));
+    const float shrink = exp2f(top - finite_or_zero(best));
+    top = best;
+    sum *= shrink;
+    out = scaled(out, shrink);
+#pragma unroll
+    for (int lanes = kLanes; lanes < 32; lanes *= 2) {
+      sum += __shfl_xor_sync(kFullWarp, sum, lanes);
+      const float4 other{__shfl_xor_sync(kFullWarp, out.x, lanes), __shfl_xor_sync(kFullWarp, out.y, lanes),
+                         __shfl_xor_sync(kFullWarp, out.z, lanes), __shfl_xor_sync(kFullWarp, out.w, lanes)};
+      add_scaled(out, other, 1.0f);
     }
   }
   if (lane == 0) {
     tops[warp] = top;
     sums[warp] = sum;
   }
-#pragma unroll
-  for (int j = 0; j < kMaxHeadDim / 128; ++j) outs[warp][lane + 32 * j] = out[j];
+  if (lane < kLanes) outs[warp][lane] = out;
   __syncthreads();
 
+  if (warp > 0 || lane >= kLanes || channel >= value_dim) return;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w]);
   const float base = finite_or_zero(top);
-  float weights[kWarps];
+  float4 total{};
   sum = 0.0f;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    weights[w] = exp2f(tops[w] - base);
-    sum += weights[w] * sums[w];
+    const float weight = exp2f(tops[w] - base);
+    sum += weight * sums[w];
+    add_scaled(total, outs[w][lane], weight);
   }
   const int64_t target = static_cast<int64_t>(shared.row) * heads + head;
-  for (int channel = threadIdx.x; channel < value_dim; channel += 32 * kWarps) {
-    float total = 0.0f;
+  const float channels[4] = {total.x, total.y, total.z, total.w};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += weights[w] * reinterpret_cast<const float*>(outs[w])[channel];
-    store_float(params.out, params.dtype, target * value_dim + channel, normalised(total, sum));
+  for (int i = 0; i < 4; ++i) {
+    store_float(params.out, params.dtype, target * value_dim + channel + i, normalised(channels[i], sum));
   }
-  if (threadIdx.x == 0) params.lse[target] = log_sum_exp(top, sum);
+  if (channel == 0) params.lse[target] = log_sum_exp(top, sum);
 }
 
-template <int kWarps, bool kByRow>
+template <int kWarps, int kLanes, bool kByRow>
 cudaError_t launch_merge(const DecodeAttentionParams& params, const DecodeWorkspace& work, int32_t blocks,
                          cudaStream_t stream) {
-  const auto kernel = merge_kernel<kWarps, kByRow>;
+  const auto kernel = merge_kernel<kWarps, kLanes, kByRow>;
   bool early = false;
   if (const cudaError_t err = compiled_for_sm_90(reinterpret_cast<const void*>(kernel), &early); err != cudaSuccess) {
     return err;
   }
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.group_size));
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.group_size),
+                  static_cast<unsigned>(ceil_div(params.value_dim, 4 * kLanes)));
   return launch_dependent(kernel, early, grid, 32 * kWarps, 0, stream, params, work);
 }
 
@@ -209,9 +221,9 @@ cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspac
   DecodeWorkspace work;
   decode_workspace(params, workers, workspace, &work);
   if (const cudaError_t err = launch_split(params, work, stream); err != cudaSuccess) return err;
-  // Few rows have many parts each, many rows few.
-  return params.rows.num_rows <= kFewRows ? launch_merge<16, true>(params, work, params.rows.num_rows, stream)
-                                          : launch_merge<4, false>(params, work, workers, stream);
+  // Few rows have many parts each, many rows few. The blocks are small enough to be there while the split kernel runs.
+  return params.rows.num_rows <= kFewRows ? launch_merge<8, 8, true>(params, work, params.rows.num_rows, stream)
+                                          : launch_merge<4, 32, false>(params, work, workers, stream);
 }
 
 }  // namespace uncomp::kernels

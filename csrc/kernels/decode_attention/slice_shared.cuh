@@ -16,9 +16,10 @@ inline constexpr int kSliceThreads = 32 * kSliceWarps;
 inline constexpr int kWarpSlots = 16;
 inline constexpr int kSliceSlots = kSliceWarps * kWarpSlots;
 
-/// Entries of a warp's ring. `few` lets two blocks share the 163 KiB of sm_80, `many` the 227 KiB of sm_90.
+/// Entries of a warp's ring. `few` lets two blocks share the 163 KiB of sm_80, `many` the 227 KiB of sm_90. At 128
+/// channels two more entries would stream no faster, and their first copies take longer.
 constexpr int few_entries(int tile) { return tile == 64 ? 6 : tile == 128 ? 4 : 2; }
-constexpr int many_entries(int tile) { return tile == 64 ? 10 : tile == 128 ? 6 : 3; }
+constexpr int many_entries(int tile) { return tile == 64 ? 10 : tile == 128 ? 4 : 3; }
 
 /// Shared memory of one block. An entry of the ring holds 16 rows whose 16-byte chunks are XOR-swizzled by the row
 /// (ring_offset), so that ldmatrix (8 rows, one chunk) meets no bank twice and a copied line of 128 bytes stays one;
