@@ -83,11 +83,21 @@ UNCOMP_HD constexpr RowSlices row_slices(int32_t len, int32_t most, int32_t tile
 /// How a step is cut when one cluster of blocks does a row in one launch: rank c takes the c-th slice of the slots, and
 /// the same slice of the places. A function of sizes that the host knows, like EvictPlan.
 struct RankPlan {
-  int32_t ranks;      // blocks of a cluster
-  int32_t rank_bits;  // ranks = 1 << rank_bits
-  int32_t held;       // slots of a rank whose logits stay on chip
-  int32_t share;      // channels of the output of a rank, over all heads
+  int32_t ranks;        // blocks of a cluster
+  int32_t rank_bits;    // ranks = 1 << rank_bits
+  int32_t held;         // slots of a rank whose logits stay on chip
+  int32_t share;        // channels of the output of a rank, over all heads
+  int32_t first_round;  // blocks of the first of several rounds; 0: there is one
+  int32_t late_clocks;  // by which every second block of that round starts late
 };
+
+/// Clocks that a multiprocessor's part of the memory rate needs for `slots` slots. With several rounds of blocks, the
+/// second block of each multiprocessor starts so much later: else all would stream, and then vote, at the same time,
+/// round after round.
+UNCOMP_HD constexpr int32_t late_clocks(int64_t slots, int32_t slot_bytes) {
+  constexpr int64_t kBytesPerClock = 20, kMost = 1 << 20;
+  return static_cast<int32_t>(min_of(slots * slot_bytes / kBytesPerClock, kMost));
+}
 
 inline constexpr int32_t kMostRanks = 16;
 /// Slots of a slice are a multiple of this: what a warp takes at a time.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "core/constants.h"
 #include "core/votes.h"
@@ -75,18 +76,31 @@ struct RowStage {
   /// Sets copies of a near slice on their way.
   __device__ __forceinline__ void fetch(const RowPart& part, const int32_t* ring, const int32_t* sums,
                                         const int32_t* order) const {
-#pragma unroll 1
+#pragma unroll 4
     for (int32_t i = threadIdx.x; i < part.count; i += kSliceThreads) {
       cp_async4(old + i, ring + i);
       cp_async4(sum + i, sums + i);
     }
     const int32_t* from = order + part.held;
     int32_t* to = slot + (part.held - part.first);
-#pragma unroll 1
+#pragma unroll 4
     for (int32_t i = threadIdx.x; i < part.stop - part.held; i += kSliceThreads) cp_async4(to + i, from + i);
     cp_async_commit();
   }
 };
+
+/// The second block of a multiprocessor waits, in the first of several rounds (late_clocks). Which one is the second
+/// need not be exact: nothing but time depends on it.
+__device__ __forceinline__ void start_late(const RankPlan& plan) {
+  if (static_cast<int32_t>(blockIdx.y * gridDim.x + blockIdx.x) >= plan.first_round) return;
+  uint32_t warp_place;
+  asm volatile("mov.u32 %0, %%warpid;\n" : "=r"(warp_place));
+  if (warp_place < kSliceWarps) return;
+  const long long until = clock64() + plan.late_clocks;
+#if __CUDA_ARCH__ >= 700
+  while (clock64() < until) __nanosleep(200);
+#endif
+}
 
 template <class T>
 __device__ __forceinline__ void tell(const RowPart& part, T* place, int32_t rank, T value, uint64_t* barrier) {
@@ -112,46 +126,99 @@ __device__ __forceinline__ void fetch_words(const int32_t* words, int32_t count)
   if (i < count + 31) asm volatile("prefetch.global.L2 [%0];\n" ::"l"(words + min_of(i, count - 1)));
 }
 
-template <class T>
-__device__ __forceinline__ void load_new_key(const DecodeEvictParams& params, const RowPart& part, RowShared& shared) {
-  const T* key = static_cast<const T*>(params.key) + part.batch * params.key_batch + part.kv_head * params.key_head;
-#pragma unroll
-  for (int j = 0; j < kMaxHeadDim / kSliceThreads; ++j) {
-    const int channel = static_cast<int>(threadIdx.x) + j * kSliceThreads;
-    if (channel >= params.key_dim) break;
-    shared.new_key[channel] = to_float(key[channel]);
+/// The new token's K and V, 16 bytes a thread: the threads of the first half have K, the others V.
+struct NewToken {
+  uint4 piece;
+  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x) % (kSliceThreads / 2); }
+  __device__ __forceinline__ static bool is_key() { return threadIdx.x < kSliceThreads / 2; }
+  static_assert(kMaxHeadDim * 4 <= 16 * kSliceThreads / 2);
+
+  __device__ __forceinline__ void load(const DecodeEvictParams& params, const RowPart& part) {
+    const int32_t bytes = dtype_bytes(params.dtype), dim = is_key() ? params.key_dim : params.value_dim;
+    const int64_t at = is_key() ? part.batch * params.key_batch + part.kv_head * params.key_head
+                                : part.batch * params.value_batch + part.kv_head * params.value_head;
+    const char* from = static_cast<const char*>(is_key() ? params.key : params.value) + at * bytes;
+    if (thread() * 16 < dim * bytes) piece = reinterpret_cast<const uint4*>(from)[thread()];
   }
-}
+  __device__ __forceinline__ void store(const DecodeEvictParams& params, int64_t slot) const {
+    const int32_t bytes = dtype_bytes(params.dtype), dim = is_key() ? params.key_dim : params.value_dim;
+    char* to = static_cast<char*>(is_key() ? params.key_rows : params.value_rows) + slot * dim * bytes;
+    if (thread() * 16 < dim * bytes) reinterpret_cast<uint4*>(to)[thread()] = piece;
+  }
+};
+
+/// The new token's key on its way into shared memory.
+template <class T>
+struct NewKeyInFlight {
+  T data[kMaxHeadDim / kSliceThreads];
+
+  __device__ __forceinline__ NewKeyInFlight(const DecodeEvictParams& params, const RowPart& part) {
+    const T* key = static_cast<const T*>(params.key) + part.batch * params.key_batch + part.kv_head * params.key_head;
+#pragma unroll
+    for (int j = 0; j < kMaxHeadDim / kSliceThreads; ++j) {
+      const int channel = static_cast<int>(threadIdx.x) + j * kSliceThreads;
+      data[j] = channel < params.key_dim ? key[channel] : from_float<T>(0.0f);
+    }
+  }
+  __device__ __forceinline__ void store(RowShared& shared) const {
+#pragma unroll
+    for (int j = 0; j < kMaxHeadDim / kSliceThreads; ++j) {
+      shared.new_key[static_cast<int>(threadIdx.x) + j * kSliceThreads] = to_float(data[j]);
+    }
+  }
+};
 
 /// Logits [g] of the new token, the heads of a warp by that warp.
-template <class T>
-__device__ __forceinline__ void new_logits(const DecodeEvictParams& params, const T* query, float scale,
+template <class Slice>
+__device__ __forceinline__ void new_logits(const DecodeEvictParams& params, const Slice& slice, float scale,
                                            RowShared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int head = warp; head < params.group_size; head += kSliceWarps) {
     float dot = 0.0f;
     for (int channel = lane; channel < params.key_dim; channel += 32) {
-      dot += to_float(query[head * params.query_head + channel]) * shared.new_key[channel];
+      dot += to_float(slice.query[head * Slice::kQueryStride + channel]) * shared.new_key[channel];
     }
     dot = warp_sum(dot);
     if (lane == 0) shared.new_logit[head] = dot * scale;
   }
 }
 
+/// Calls work(i, n) for all i = threadIdx.x + k kSliceThreads below `count`: n of them, kSliceThreads apart, at once.
+/// All of a call's loads can fly together; what is left over is done one by one, so that a short slice has no idle
+/// steps.
+template <class Work>
+__device__ __forceinline__ void in_batches(int32_t count, Work work) {
+  constexpr int kBatch = 4;
+  int32_t i = threadIdx.x;
+#pragma unroll 1
+  for (; i + (kBatch - 1) * kSliceThreads < count; i += kBatch * kSliceThreads) {
+    work(i, std::integral_constant<int, kBatch>{});
+  }
+#pragma unroll 1
+  for (; i < count; i += kSliceThreads) work(i, std::integral_constant<int, 1>{});
+}
+
 /// Turns the logits of a near slice into votes; the new sums stay on chip as well.
 template <class Stage>
 __device__ __forceinline__ void vote_near(const DecodeEvictParams& params, const RowPart& part, const float* logits,
-                                          int64_t stride, const float* lse, int32_t* ring, int32_t* sums,
+                                          int32_t stride, const float* lse, int32_t* ring, int32_t* sums,
                                           const Stage& stage) {
   const int32_t bits = vote_scale_bits(params.vote_window);
-#pragma unroll 1
-  for (int32_t i = threadIdx.x; i < part.count; i += kSliceThreads) {
-    const int32_t vote = vote_of(params, logits + i, stride, lse, bits);
-    const int32_t sum = moved_sum(stage.sum[i], stage.old[i], vote);
-    stage.sum[i] = sum;
-    ring[i] = vote;
-    sums[i] = sum;
-  }
+  in_batches(part.count, [&](int32_t i, auto batch) {
+    constexpr int kTokens = decltype(batch)::value;
+    int32_t vote[kTokens], sum[kTokens];
+    votes_of(params, logits + i, kSliceThreads, stride, lse, bits, vote);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      sum[t] = moved_sum(stage.sum[i + t * kSliceThreads], stage.old[i + t * kSliceThreads], vote[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      stage.sum[i + t * kSliceThreads] = sum[t];
+      ring[i + t * kSliceThreads] = vote[t];
+      sums[i + t * kSliceThreads] = sum[t];
+    }
+  });
 }
 
 }  // namespace uncomp::kernels

@@ -15,11 +15,16 @@ template <class SumOf>
 __device__ __forceinline__ void look_up(const EvictStep& step, int32_t first, int32_t count, Pool mode, int32_t* sums,
                                         SumOf sum_of) {
   const int32_t neutral = mode == Pool::max ? INT32_MIN : 0;
-#pragma unroll 4
-  for (int32_t i = threadIdx.x; i < count; i += kSliceThreads) {
-    const int32_t place = first + i;
-    sums[i] = place >= 0 && place < step.candidates ? sum_of(i) : neutral;
-  }
+  in_batches(count, [&](int32_t i, auto batch) {
+    int32_t sum[decltype(batch)::value];
+#pragma unroll
+    for (int t = 0; t < decltype(batch)::value; ++t) {
+      const int32_t at = i + t * kSliceThreads, place = first + at;
+      sum[t] = place >= 0 && place < step.candidates ? sum_of(at) : neutral;
+    }
+#pragma unroll
+    for (int t = 0; t < decltype(batch)::value; ++t) sums[i + t * kSliceThreads] = sum[t];
+  });
 }
 
 /// The first to leave of a warp's departures, returned to every lane: word by word, because a warp finds the smallest

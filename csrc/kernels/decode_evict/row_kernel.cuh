@@ -2,6 +2,7 @@
 // The one-launch kernel of a step, and its launch.
 #pragma once
 
+#include "kernels/common/dependent.cuh"
 #include "kernels/decode_evict/row_choice.cuh"
 #include "kernels/decode_evict/row_states.cuh"
 #include "kernels/runtime.h"
@@ -29,27 +30,6 @@ struct RowLayout {
 };
 static_assert(sizeof(RowShared) % 16 == 0);
 
-/// The new token's K and V, 16 bytes a thread: the threads of the first half have K, the others V.
-struct NewToken {
-  uint4 piece;
-  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x) % (kSliceThreads / 2); }
-  __device__ __forceinline__ static bool is_key() { return threadIdx.x < kSliceThreads / 2; }
-  static_assert(kMaxHeadDim * 4 <= 16 * kSliceThreads / 2);
-
-  __device__ __forceinline__ void load(const DecodeEvictParams& params, const RowPart& part) {
-    const int32_t bytes = dtype_bytes(params.dtype), dim = is_key() ? params.key_dim : params.value_dim;
-    const int64_t at = is_key() ? part.batch * params.key_batch + part.kv_head * params.key_head
-                                : part.batch * params.value_batch + part.kv_head * params.value_head;
-    const char* from = static_cast<const char*>(is_key() ? params.key : params.value) + at * bytes;
-    if (thread() * 16 < dim * bytes) piece = reinterpret_cast<const uint4*>(from)[thread()];
-  }
-  __device__ __forceinline__ void store(const DecodeEvictParams& params, int64_t slot) const {
-    const int32_t bytes = dtype_bytes(params.dtype), dim = is_key() ? params.key_dim : params.value_dim;
-    char* to = static_cast<char*>(is_key() ? params.key_rows : params.value_rows) + slot * dim * bytes;
-    if (thread() * 16 < dim * bytes) reinterpret_cast<uint4*>(to)[thread()] = piece;
-  }
-};
-
 inline constexpr int kRowBlocksPerSm = 2;
 
 template <class T, int kTile, int kHeads>
@@ -65,7 +45,6 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
   auto& shared = *reinterpret_cast<RowShared*>(memory + Layout::kShared);
   float* received = reinterpret_cast<float*>(memory + Layout::kReceived);
 
-  // Bounds of the row, query and new token are fetched together: none waits for another.
   const int32_t group = params.group_size;
   RowPart part{};
   part.ranks = plan.ranks;
@@ -76,17 +55,34 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
   part.batch = blockIdx.y;
   part.kv_head = params.rows_per_kv == 1 ? in_sequence : in_sequence / params.rows_per_kv;
   part.row = static_cast<int32_t>(blockIdx.y) * params.rows + in_sequence;
+  if (part.ranks > 1) {  // none of this waits for the kernel before
+    if (threadIdx.x == 0) {
+      mail_init(&shared.states_here, 1);
+      mail_init(&shared.sums_ready, part.ranks);
+      mail_init(&shared.departures_here, 1);
+      const int32_t mine = clamp<int32_t>(group * params.value_dim - part.rank * part.share, 0, part.share);
+      mail_expect(&shared.states_here, part.ranks * 4 * (2 * group + mine));
+      mail_expect(&shared.departures_here, part.ranks * kSliceWarps * static_cast<int32_t>(sizeof(Departure)));
+    }
+    __syncwarp();
+    cluster_arrive_relaxed();
+  }
+  wait_for_previous();
+  let_next_start();
+
+  // Bounds of the row, query and new token are fetched together: none waits for another.
   const int32_t row_start = params.row_start[part.row], row_end = params.row_start[part.row + 1];
   const int32_t row_len = params.row_len[part.row], vote_step = params.vote_step[part.row];
   const T* query = static_cast<const T*>(params.query) + part.batch * params.query_batch +
                    static_cast<int64_t>(in_sequence) * group * params.query_head;
-  load_new_key<T>(params, part, shared);
-  load_query(slice, query, params.query_head, group, params.key_dim);
+  const NewKeyInFlight<T> new_key(params, part);
+  const QueryInFlight<T, kTile, kHeads> fetched(query, params.query_head, group, params.key_dim);
 
   part.start = clamp<int64_t>(row_start, 0, params.capacity);
   const int64_t room = clamp<int64_t>(row_end, 0, params.capacity) - part.start;
   part.step = evict_step(row_len, static_cast<int32_t>(max_of<int64_t>(room, 0)), params.window, params.sink);
   if (part.step.kind == EvictStep::Kind::nothing) {
+    if (part.ranks > 1) cluster_wait();
     if (part.rank == 0) write_nothing(params, part.row);
     return;
   }
@@ -99,23 +95,13 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
   part.first = part.begin - half;
   part.held = part.count > 0 ? max_of(part.begin - half, 0) : end;
   part.stop = part.count > 0 ? end + min_of(max_of(half, 1), part.step.len - end) : end;
-  if (part.ranks > 1) {
-    if (threadIdx.x == 0) {
-      mail_init(&shared.states_here, 1);
-      mail_init(&shared.sums_ready, part.ranks);
-      mail_init(&shared.departures_here, 1);
-      const int32_t mine = clamp<int32_t>(group * params.value_dim - part.rank * part.share, 0, part.share);
-      mail_expect(&shared.states_here, part.ranks * 4 * (2 * group + mine));
-      mail_expect(&shared.departures_here, part.ranks * kSliceWarps * static_cast<int32_t>(sizeof(Departure)));
-    }
-    __syncwarp();
-    cluster_arrive_relaxed();
-  }
-
   const int64_t slot0 = part.start + part.begin;
   int32_t* ring = params.votes + part.ring_row * params.capacity + slot0;
   int32_t* sums = params.vote_sum + slot0;
   int32_t* order = params.order + part.start;
+  float* logits =
+      part.near ? reinterpret_cast<float*>(memory + Layout::logits(plan.ranks, plan.share)) : far_logits + slot0;
+  const int64_t stride = part.near ? plan.held : params.capacity;
   // A short slice is done before L2 forgets; a long one asks for its votes at the end.
   constexpr int32_t kShort = 512;
   if (part.count > 0 && part.count <= kShort) {
@@ -123,17 +109,21 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
     fetch_words(sums, part.count);
     fetch_words(order + part.begin, part.count);
   }
-  __syncthreads();
-
+  start_late(plan);
   const float scale = params.scale * kLog2E;
-  float* logits =
-      part.near ? reinterpret_cast<float*>(memory + Layout::logits(plan.ranks, plan.share)) : far_logits + slot0;
-  const int64_t stride = part.near ? plan.held : params.capacity;
-  attend_slice(slice, static_cast<const T*>(params.key_rows) + slot0 * params.key_dim,
-               static_cast<const T*>(params.value_rows) + slot0 * params.value_dim, part.count, params.key_dim,
-               params.value_dim, scale, [=](int at, int head, float logit) {
-                 if (head < group) logits[head * stride + at] = logit;
-               });
+  attend_slice(
+      slice, static_cast<const T*>(params.key_rows) + slot0 * params.key_dim,
+      static_cast<const T*>(params.value_rows) + slot0 * params.value_dim, part.count, params.key_dim, params.value_dim,
+      scale,
+      [=](int at, int head, float logit) {
+        if (head < group) logits[head * stride + at] = logit;
+      },
+      [&] {
+        fetched.store(slice);
+        new_key.store(shared);
+        __syncthreads();
+        new_logits(params, slice, scale, shared);
+      });
 
   const Stage stage(memory, memory + Layout::kStage);
   if (part.near) stage.fetch(part, ring, sums, order);
@@ -141,8 +131,6 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
   token.load(params, part);
   if (part.ranks > 1) cluster_wait();  // every rank runs
   tell_state(params, part, slice, shared, received);
-  new_logits(params, query, scale, shared);
-  __syncwarp();
   hear(part, &shared.states_here);
   join_ranks(params, part, shared);
   cp_async_wait<0>();
@@ -155,27 +143,18 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
 
   int32_t slot = part.step.len;
   const bool evicts = part.step.kind == EvictStep::Kind::evict;
+  int32_t after = 0;
   if (evicts) {
     __syncthreads();
     if (part.ranks > 1) {
       if (part.near) {
         if (threadIdx.x < part.ranks) mail_arrive(&shared.sums_ready, threadIdx.x);
-      } else {
-        cluster_arrive();
-      }
-    }
-  }
-  write_share(params, part, shared, received);
-  if (evicts) {
-    if (part.ranks > 1) {
-      if (part.near) {
         mail_wait(&shared.sums_ready);
       } else {
-        cluster_wait();
+        cluster_barrier();
       }
     }
     const Departure first = choose_in_slice(params, part, order, params.vote_sum + part.start, stage);
-    int32_t after = 0;
     if (!part.near) {
       if (end < part.step.len) after = slot_at(order, end, part.step.len);
       if (part.ranks > 1) cluster_barrier();
@@ -186,6 +165,10 @@ __global__ void __launch_bounds__(kSliceThreads, kRowBlocksPerSm)
       tell(part, reinterpret_cast<uint4*>(target), rank, reinterpret_cast<const uint4&>(first),
            &shared.departures_here);
     }
+  }
+  // While candidates are on their way.
+  write_share<T>(params, part, shared, received);
+  if (evicts) {
     // A warp tells its departure once its block has read what it needs of the others' shared memory: a block that has
     // heard every warp of every rank is neither read nor sent anything any more, and may end.
     hear(part, &shared.departures_here);
@@ -256,17 +239,24 @@ cudaError_t launch_rows(const DecodeEvictParams& params, float* logits, cudaStre
   }
   while (1 << plan.rank_bits < plan.ranks) ++plan.rank_bits;
   plan.share = Layout::share(params.group_size, params.value_dim, plan.ranks);
+  if (int64_t{plan.ranks} * params.num_rows > kRowBlocksPerSm * info.sm_count) {
+    plan.first_round = kRowBlocksPerSm * info.sm_count;
+    plan.late_clocks = late_clocks(params.capacity / (int64_t{plan.ranks} * params.num_rows),
+                                   (params.key_dim + params.value_dim) * dtype_bytes(params.dtype));
+  }
 
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(params.rows * plan.ranks), static_cast<unsigned>(sequences));
   config.blockDim = dim3(kSliceThreads);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = plan.ranks > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = plan.ranks > 1 ? 2 : 1;
   *launched = true;
   return cudaLaunchKernelEx(&config, kernel, params, plan, logits);
 }

@@ -72,24 +72,42 @@ __device__ __forceinline__ void join_ranks(const DecodeEvictParams& params, cons
   }
 }
 
-/// This rank's share of out, and lse.
+/// This rank's share of out, and lse; the last threads begin, because the first have more to do meanwhile. T is the
+/// type of out and value.
+template <class T>
 __device__ __forceinline__ void write_share(const DecodeEvictParams& params, const RowPart& part,
                                             const RowShared& shared, const float* received) {
   const int32_t group = params.group_size, dim = params.value_dim, share = part.share;
   const float per_dim = 1.0f / static_cast<float>(dim);
   const int64_t head0 = static_cast<int64_t>(part.row) * group;
-  const int64_t value = part.batch * params.value_batch + part.kv_head * params.value_head;
-  for (int j = threadIdx.x; j < share; j += kSliceThreads) {
+  const T* value =
+      static_cast<const T*>(params.value) + part.batch * params.value_batch + part.kv_head * params.value_head;
+  T* out = static_cast<T*>(params.out) + head0 * dim;
+  const int32_t thread = kSliceThreads - 1 - static_cast<int32_t>(threadIdx.x);
+#pragma unroll 1
+  for (int j = 4 * thread; j < share; j += 4 * kSliceThreads) {
     const int32_t i = part.rank * share + j;
     if (i >= group * dim) break;
     const int32_t head = small_quotient(i, per_dim);
-    float sum = 0.0f;
+    const uint2 fresh = *reinterpret_cast<const uint2*>(value + (i - head * dim));
+    const T* const own = reinterpret_cast<const T*>(&fresh);
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+    const auto add = [&](float weight, const float4& x) {
+      sum.x += weight * x.x;
+      sum.y += weight * x.y;
+      sum.z += weight * x.z;
+      sum.w += weight * x.w;
+    };
 #pragma unroll 4
-    for (int rank = 0; rank < part.ranks; ++rank) sum += shared.weight[rank][head] * received[rank * share + j];
-    sum += shared.weight[kMostRanks][head] * load_float(params.value, params.dtype, value + i - head * dim);
-    store_float(params.out, params.dtype, head0 * dim + i, normalised(sum, shared.sum[head]));
+    for (int rank = 0; rank < part.ranks; ++rank) {
+      add(shared.weight[rank][head], *reinterpret_cast<const float4*>(received + rank * share + j));
+    }
+    add(shared.weight[kMostRanks][head], {to_float(own[0]), to_float(own[1]), to_float(own[2]), to_float(own[3])});
+    const float whole = shared.sum[head];
+    *reinterpret_cast<uint2*>(out + i) = {pack2<T>(normalised(sum.x, whole), normalised(sum.y, whole)),
+                                          pack2<T>(normalised(sum.z, whole), normalised(sum.w, whole))};
   }
-  if (part.rank == 0 && threadIdx.x < group) params.lse[head0 + threadIdx.x] = shared.lse[threadIdx.x] * kLn2;
+  if (part.rank == 0 && thread < group) params.lse[head0 + thread] = shared.lse[thread] * kLn2;
 }
 
 }  // namespace uncomp::kernels

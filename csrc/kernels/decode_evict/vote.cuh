@@ -84,25 +84,40 @@ __device__ __forceinline__ void write_nothing(const DecodeEvictParams& params, i
   if (threadIdx.x < group) params.lse[head0 + threadIdx.x] = -INFINITY;
 }
 
-/// The vote of a token whose heads' logits are `stride` apart. "sum" is stored as the mean. A NaN weight of any head
-/// makes the vote 0.
-__device__ __forceinline__ int32_t vote_of(const DecodeEvictParams& params, const float* logits, int64_t stride,
-                                           const float* lse, int32_t bits) {
+/// The votes of kTokens tokens, `step` apart in `logits`, whose heads' logits are `stride` apart. "sum" is stored as
+/// the mean. A NaN weight of any head makes the vote 0.
+template <int kTokens>
+__device__ __forceinline__ void votes_of(const DecodeEvictParams& params, const float* logits, int32_t step,
+                                         int64_t stride, const float* lse, int32_t bits, int32_t (&vote)[kTokens]) {
   constexpr int kAtOnce = 4;
   const int32_t group = params.group_size;
   const bool largest = params.reduce_group == Reduce::max;
-  float all = 0.0f;
+  float all[kTokens] = {};
 #pragma unroll 1
   for (int base = 0; base < group; base += kAtOnce) {
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int head = base + u;
-      const float weight = head < group ? exp2_fast(logits[head * stride] - lse[head]) : 0.0f;
-      const float larger = weight > all || weight != weight ? weight : all;
-      all = largest ? larger : all + weight;
+      const float of_head = head < group ? lse[head] : 0.0f;
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        const float weight = head < group ? exp2_fast(logits[head * stride + t * step] - of_head) : 0.0f;
+        const float larger = weight > all[t] || weight != weight ? weight : all[t];
+        all[t] = largest ? larger : all[t] + weight;
+      }
     }
   }
-  return quantize_vote(largest ? all : __fdividef(all, static_cast<float>(group)), bits);
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    vote[t] = quantize_vote(largest ? all[t] : __fdividef(all[t], static_cast<float>(group)), bits);
+  }
+}
+
+__device__ __forceinline__ int32_t vote_of(const DecodeEvictParams& params, const float* logits, int64_t stride,
+                                           const float* lse, int32_t bits) {
+  int32_t vote[1];
+  votes_of(params, logits, 0, stride, lse, bits, vote);
+  return vote[0];
 }
 
 /// Replaces the oldest ring row in slots [begin, end), given the arrays from slot 0 on and the logits of head 0. Four

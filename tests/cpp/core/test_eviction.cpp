@@ -155,7 +155,7 @@ TEST_CASE("ranks fill the device and keep rows on chip", "[eviction]") {
   REQUIRE(rank_count(8, 8 * 1552, 264, 2628, 1) == 1);
 
   const auto pays = [&](int32_t rows, int64_t mean) {
-    const RankPlan plan{ranks(rows, mean), 0, 2628, 0};
+    const RankPlan plan{ranks(rows, mean), 0, 2628, 0, 0, 0};
     return row_launch_pays(rows, rows * mean, 132, plan);
   };
   REQUIRE(pays(1, 4096));
@@ -193,4 +193,10 @@ TEST_CASE("a quotient by a product is exact where it is used", "[eviction]") {
     REQUIRE(small_quotient(15 * divisor, inverse) == 15);
     REQUIRE(small_quotient(16 * divisor - 1, inverse) == 15);
   }
+}
+
+TEST_CASE("a late start is a multiprocessor's part of the time of a stream, and bounded", "[eviction]") {
+  static_assert(late_clocks(0, 512) == 0);
+  static_assert(late_clocks(1552, 512) == 39731);
+  static_assert(late_clocks(INT32_MAX, 1024) == 1 << 20);
 }

@@ -126,6 +126,7 @@ TEST_CASE("block borders, empty rows and skew", "[decode_attention]") {
     run({.len = {1, 20000, 1, 0, 2, 700}, .batch = 2, .dtype = dtype});
     run({.len = {0, 0}, .dtype = dtype});
   }
+  run({.len = {3, 45000}, .group = 2, .key_dim = 64, .value_dim = 40});  // more parts than are read at once
 }
 
 TEST_CASE("every tile and unequal head dims", "[decode_attention]") {
