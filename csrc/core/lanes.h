@@ -22,7 +22,7 @@ constexpr int32_t common_lane_bytes(std::initializer_list<int64_t> numbers) {
 /// one takes several accesses), so 32 / lanes() tokens lie side by side and `kInFlight` such rows are loaded before
 /// the first is stored.
 struct WarpTokens {
-  static constexpr int32_t kInFlight = 4;
+  static constexpr int32_t kLogInFlight = 2, kInFlight = 1 << kLogInFlight;
   int32_t log_lanes;
 
   static constexpr WarpTokens of(int32_t token_bytes, int32_t lane_bytes) {
@@ -33,6 +33,10 @@ struct WarpTokens {
   UNCOMP_HD constexpr int32_t lanes() const { return 1 << log_lanes; }
   UNCOMP_HD constexpr int32_t side_by_side() const { return 32 >> log_lanes; }
   UNCOMP_HD constexpr int32_t per_pass() const { return kInFlight * side_by_side(); }
+  /// Passes over `count` tokens.
+  UNCOMP_HD constexpr uint32_t passes(int32_t count) const {
+    return (static_cast<uint32_t>(count) + per_pass() - 1) >> (kLogInFlight + 5 - log_lanes);
+  }
   /// Token of a pass that `lane` moves in its access number `flight`; neighbours in memory lie in one access.
   UNCOMP_HD constexpr int32_t token(int32_t lane, int32_t flight) const {
     return flight * side_by_side() + (lane >> log_lanes);

@@ -50,16 +50,20 @@ struct RowEntries {
 struct WarpPlace {
   int32_t row;
   uint32_t first;
+  RowEntries entries;
+  int64_t start;
+  int32_t room;
 };
 
 /// Up to 32 rows: warp number `item` does one pass, of the row whose passes it falls among; an empty row has one too.
 /// Called by whole warps.
-__device__ __forceinline__ WarpPlace place_of_pass(const CompactKvParams& p, int32_t per_pass, uint32_t item,
+__device__ __forceinline__ WarpPlace place_of_pass(const CompactKvParams& p, WarpTokens tokens, uint32_t item,
                                                    int lane) {
+  WarpPlace of{};
   uint32_t passes = 0;
   if (lane < p.rows.num_rows) {
-    const RowEntries entries = RowEntries::of(p, lane);
-    passes = max_of(ceil_div(entries.end - entries.begin, per_pass), 1);
+    of = {lane, 0, RowEntries::of(p, lane), p.rows.start(lane), p.rows.room(lane)};
+    passes = max_of(tokens.passes(of.entries.end - of.entries.begin), 1u);
   }
   uint32_t upto = passes;
 #pragma unroll
@@ -67,8 +71,12 @@ __device__ __forceinline__ WarpPlace place_of_pass(const CompactKvParams& p, int
     const uint32_t before = __shfl_up_sync(kFullWarp, upto, offset);
     if (lane >= offset) upto += before;
   }
-  const int32_t row = __popc(__ballot_sync(kFullWarp, upto <= item));
-  return {row, (item - __shfl_sync(kFullWarp, upto - passes, row % 32)) * per_pass};
+  const int32_t row = __popc(__ballot_sync(kFullWarp, upto <= item)), from = row % 32;
+  return {row,
+          (item - __shfl_sync(kFullWarp, upto - passes, from)) * tokens.per_pass(),
+          {__shfl_sync(kFullWarp, of.entries.begin, from), __shfl_sync(kFullWarp, of.entries.end, from)},
+          static_cast<int64_t>(__shfl_sync(kFullWarp, static_cast<long long>(of.start), from)),
+          __shfl_sync(kFullWarp, of.room, from)};
 }
 
 /// `warps_of_row` is 0 where the passes of few rows are dealt out, one a warp.
@@ -82,18 +90,23 @@ __global__ void __launch_bounds__(32 * kWarps, 5)
   const uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32;
   WarpPlace place{};
   if constexpr (kFewRows) {
-    place = place_of_pass(p, tokens.per_pass(), item, lane);
+    place = place_of_pass(p, tokens, item, lane);
   } else {
     place.row = static_cast<int32_t>(item / warps_of_row);
     place.first = item % warps_of_row * tokens.per_pass();
   }
   const int32_t row = place.row;
   if (row >= p.rows.num_rows) return;
+  if constexpr (!kFewRows) {
+    place.entries = RowEntries::of(p, row);
+    place.start = p.rows.start(row);
+    place.room = p.rows.room(row);
+  }
 
   const SourceRow source = source_row(p, row);
-  const auto [begin, end] = RowEntries::of(p, row);
-  const int64_t start = p.rows.start(row);
-  const int32_t room = p.rows.room(row), count = min_of(end - begin, room);
+  const auto [begin, end] = place.entries;
+  const int64_t start = place.start;
+  const int32_t room = place.room, count = min_of(end - begin, room);
   if (place.first == 0 && lane == 0) {
     p.row_len[row] = count;
     if (end - begin > room) note_error(error, DeviceError::compact_kv_no_room);

@@ -28,6 +28,9 @@ TEST_CASE("a pass of a warp covers neighbouring tokens once, with enough lanes f
       REQUIRE(tokens.lanes() * tokens.side_by_side() == 32);
       REQUIRE((tokens.lanes() == 32 || tokens.lanes() >= units));
       REQUIRE((tokens.lanes() == 1 || tokens.lanes() / 2 < units));
+      for (const int32_t count : {0, 1, 3, 4, 127, 128, 129, 1552, INT32_MAX}) {
+        REQUIRE(tokens.passes(count) == ceil_div<int64_t>(count, tokens.per_pass()));
+      }
       std::vector<std::set<int32_t>> places(tokens.per_pass());
       for (int32_t flight = 0; flight < WarpTokens::kInFlight; ++flight) {
         for (int32_t lane = 0; lane < 32; ++lane) {
