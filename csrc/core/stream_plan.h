@@ -13,10 +13,12 @@ namespace uncomp {
 /// What a block costs before its first key and after its last one, in keys.
 inline constexpr int32_t kStreamStart = 256;
 
-/// Warpgroups of a block that multiply; each holds 64 queries in registers.
+/// Warpgroups of a block that multiply, 64 queries each.
 UNCOMP_HD constexpr int32_t stream_groups(int32_t head_dim_tile) { return head_dim_tile == 256 ? 3 : 4; }
 /// Keys of one tile.
-UNCOMP_HD constexpr int32_t stream_keys(int32_t head_dim_tile) { return head_dim_tile == 256 ? 32 : 64; }
+UNCOMP_HD constexpr int32_t stream_keys(int32_t head_dim_tile) {
+  return head_dim_tile == 256 ? 32 : head_dim_tile == 128 ? 128 : 64;
+}
 
 struct StreamPlan {
   HeadTiles heads;
@@ -33,6 +35,13 @@ struct StreamPlan {
   UNCOMP_HD constexpr int32_t head_of(int32_t tile) const {
     return tile * ((256 + heads.tiles_per_head - 1) / heads.tiles_per_head) >> 8;
   }
+  /// Where sums of tiles wait, 8 or 16 queries a line: places are a power of two, at least as many as teams, so that a
+  /// team that comes back to a place meets the next phase of its barriers and no later one.
+  UNCOMP_HD constexpr int32_t log_places(bool by_8) const {
+    return (teams > 2 ? 2 : teams > 1 ? 1 : 0) + (by_8 ? 0 : 1);
+  }
+  /// At most 32 lines in all places together.
+  UNCOMP_HD constexpr int32_t lines_of_place(bool by_8) const { return team * (by_8 ? 8 : 4); }
   /// Packed rows of a chunk.
   UNCOMP_HD constexpr int32_t rows_in(int32_t chunk, int32_t group) const {
     return heads.heads_in(chunk, group) * heads.tiles_per_head * kQueryTile;

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "kernels/common/launch.cuh"
@@ -18,6 +19,22 @@ namespace uncomp::kernels {
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+/// Brings a kernel's parameters into the multiprocessor, a line a warp: each line would be waited for where it is first
+/// needed, one after the other. Goes before `wait_for_previous`.
+template <class Params>
+__device__ __forceinline__ void fetch_parameters(const Params& params) {
+#if __CUDA_ARCH__ >= 900
+  constexpr uint32_t kWords = sizeof(Params) / 4, kLineWords = 16;
+  for (uint32_t i = threadIdx.x / 32 * kLineWords; i < kWords; i += blockDim.x / 32 * kLineWords) {
+    const uint32_t word = reinterpret_cast<const uint32_t*>(&params)[i];
+    // A condition that never holds keeps the read alive: as a pointer or stride the word would be odd, as a count
+    // beyond all memory, as a float no number.
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0x7fa5c3e1;\n@p griddepcontrol.launch_dependents;\n}\n" ::"r"(word));
+  }
 #endif
 }
 

@@ -79,8 +79,8 @@ template <class T>
 cudaError_t launch_streams(const LsePass& lse, const ScorePass& score, int64_t items, cudaStream_t stream) {
   return with_tile<T>(lse.params.head_dim, [&](auto tile) {
     using Stream = KeyStream<T, tile()>;
-    constexpr size_t kSums = TileSums::bytes(Stream::kKeys);
-    static_assert(Stream::kBytes + kSums + 8 * 1024 <= size_t{227} * 1024);
+    constexpr size_t kSums = TileSums<tile()>::kBytes;
+    static_assert(Stream::kBytes + kSums + 7 * 1024 <= size_t{227} * 1024);
     const auto first = &stream_lse_kernel<T, tile()>;
     const auto second = &stream_scores_kernel<T, tile()>;
     for (const auto& [kernel, bytes] : {std::pair{reinterpret_cast<const void*>(first), Stream::kBytes},

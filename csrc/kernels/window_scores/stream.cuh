@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stream of key tiles of sm_90a: one warp copies, four warpgroups hold packed queries in registers and multiply
-// them with the tile in shared memory. A team is the warpgroups that together hold all queries of a chunk; teams take
-// turns at tiles, so the fewer queries there are the more tiles are in work at once.
+// The stream of key tiles of sm_90a: three warps copy, warpgroups multiply 64 packed queries each, held in registers or
+// in shared memory, with the tile in shared memory. A team is the warpgroups that together have all queries of a chunk;
+// teams take turns at tiles, so the fewer queries there are the more tiles are in work at once.
 #pragma once
 
 #include <cstdint>
@@ -30,10 +30,12 @@ struct KeyStream {
   static constexpr int kSteps = kTile / 16;
   static constexpr int kProducts = kKeys / 2;  // of a thread, 64 queries a warpgroup
   static constexpr int kTileBytes = kKeys * kTile * static_cast<int>(sizeof(T));
-  // Copying warps and teams take turns at tiles, and a barrier tells a phase only from the next one. With three teams a
-  // place must belong to one warp and one team, or a team that lags lets others run two phases ahead of it.
-  static constexpr int kStages = kGroups == 3 ? 9 : 10;
-  static constexpr size_t kBytes = size_t{kStages} * kTileBytes;
+  static constexpr int kStages = kTileBytes > 16384 ? 4 : 10;
+  // Tiles of 128 keys leave no registers for the queries.
+  static constexpr bool kSharedQueries = kKeys == 128;
+  static constexpr int kQueryBytes = 64 * kTile * static_cast<int>(sizeof(T));  // of a warpgroup
+  static constexpr size_t kRing = size_t{kStages} * kTileBytes;
+  static constexpr size_t kBytes = kRing + (kSharedQueries ? kGroups * kQueryBytes : 0);
 
   using Queries = uint32_t[kSteps][4];
 };
@@ -118,7 +120,55 @@ __device__ __forceinline__ void load_queries(typename KeyStream<T, kTile>::Queri
   }
 }
 
-/// One copying warp's share of the tiles of a block's run, chunk after chunk, each when its place is free. `backward`:
+/// The same into shared memory, by the threads of one warpgroup, as `multiply` wants them: swizzled rows of 128 bytes.
+template <class T, int kTile>
+__device__ __forceinline__ void share_queries(unsigned char* to, const WindowScoresParams& p, const StreamPlan& plan,
+                                              const StreamBlock& block, int32_t chunk, int32_t q0) {
+  constexpr int kPieces = kTile / 8, kAtOnce = 128 / kPieces;
+  const int thread = threadIdx.x % 128, piece = thread % kPieces;
+  const auto place = [&](int q) { return to + piece / 8 * 64 * 128 + q * 128 + swizzled(q, piece % 8) * 16; };
+  for (int q = thread / kPieces; q < 64; q += kAtOnce) {
+    const PackedQuery packed = packed_query(plan, p.group_size, p.window, block.tokens, chunk, q0 + q);
+    const bool live = packed.head >= 0 && p.scale != 0.0f && 8 * piece < p.head_dim;
+    const T* row = static_cast<const T*>(p.query) + block.sequence * p.query_stride.batch +
+                   (block.head0 + max_of(packed.head, 0)) * p.query_stride.head + packed.i * p.query_stride.token;
+    cp_async16(place(q), live ? row + 8 * piece : row, live);
+  }
+  cp_async_wait_all();
+  if (p.scale < 0.0f) {
+    for (int q = thread / kPieces; q < 64; q += kAtOnce) {
+      uint4& four = *reinterpret_cast<uint4*>(place(q));
+      four = make_uint4(four.x ^ 0x80008000u, four.y ^ 0x80008000u, four.z ^ 0x80008000u, four.w ^ 0x80008000u);
+    }
+  }
+  fence_async_shared();
+}
+
+/// Queries of a warpgroup for one chunk, in registers or, alike for all teams, in shared memory. Made by all threads
+/// that multiply, when all have done with the chunk before; those in shared memory are there after the next barrier.
+template <class T, int kTile, bool kShared = KeyStream<T, kTile>::kSharedQueries>
+struct ChunkQueries {
+  typename KeyStream<T, kTile>::Queries a;
+
+  __device__ __forceinline__ ChunkQueries(unsigned char*, const WindowScoresParams& p, const StreamPlan& plan,
+                                          const StreamBlock& block, int32_t chunk, int32_t team, int32_t part) {
+    if (team < plan.teams) load_queries<T, kTile>(a, p, plan, block, chunk, 64 * part);
+  }
+};
+template <class T, int kTile>
+struct ChunkQueries<T, kTile, true> {
+  const unsigned char* a;
+
+  __device__ __forceinline__ ChunkQueries(unsigned char* shared, const WindowScoresParams& p, const StreamPlan& plan,
+                                          const StreamBlock& block, int32_t chunk, int32_t team, int32_t part) {
+    unsigned char* to = shared + part * KeyStream<T, kTile>::kQueryBytes;
+    if (team == 0) share_queries<T, kTile>(to, p, plan, block, chunk, 64 * part);
+    a = to;
+  }
+};
+
+/// One copying warp's share of every tile of a block's run, chunk after chunk, each when its place is free. All warps
+/// walk all tiles: a phase of a place is seen by each of them, so none can take an old one for the next. `backward`:
 /// the last tile of the run comes first.
 template <class T, int kTile>
 __device__ __forceinline__ void copy_stream(unsigned char* ring, PhaseBarrier* full, PhaseBarrier* empty, const T* row,
@@ -135,51 +185,31 @@ __device__ __forceinline__ void copy_stream(unsigned char* ring, PhaseBarrier* f
     const int key = s * kRowsAtOnce + lane / kPieces;
     place[s] = piece / 8 * Stream::kKeys * 128 + key * 128 + swizzled(key, piece % 8) * 16;
   }
-  const int64_t step = kRowsAtOnce * stride;
-  int32_t tile = threadIdx.x / 32 - Stream::kCopyWarp;
-  int32_t slot = tile, phase = 1, left = chunks;
-  while (tile >= block.tiles && left > 0) {
-    tile -= block.tiles;
-    --left;
-  }
-  while (left > 0) {
+  const int64_t step = kRowsAtOnce * stride, skip = 8 * (Stream::kCopyWarps - 1) * stride;
+  const int own = 8 * (threadIdx.x / 32 - Stream::kCopyWarp);
+  int32_t slot = 0, phase = 1;
+  for (int32_t it = 0; it < chunks * block.tiles; ++it) {
+    const int32_t tile = it % block.tiles;
     const int32_t first = block.first + (backward ? block.tiles - 1 - tile : tile) * Stream::kKeys;
-    const T* from = row + (first + lane / kPieces) * stride + piece * 8;
-    unsigned char* to = ring + slot * Stream::kTileBytes;
+    const T* from = row + (first + own + lane / kPieces) * stride + piece * 8;
+    unsigned char* to = ring + slot * Stream::kTileBytes + own * 128;
     const int32_t live = channels ? block.end - first : 0;
     empty[slot].wait(phase);
-    if (live >= Stream::kKeys) {
-#pragma unroll 2
-      for (int r = 0; r < Stream::kKeys; r += 8) {
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          cp_async16(to + place[s], from, true);
-          from += step;
-        }
-        to += 1024;
-      }
-    } else {
 #pragma unroll 1
-      for (int r = 0; r < Stream::kKeys; r += 8) {
+    for (int r = own; r < Stream::kKeys; r += 8 * Stream::kCopyWarps) {
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          const bool exists = r + s * kRowsAtOnce + lane / kPieces < live;
-          cp_async16(to + place[s], exists ? from : row, exists);
-          from += step;
-        }
-        to += 1024;
+      for (int s = 0; s < kSteps; ++s) {
+        const bool exists = r + s * kRowsAtOnce + lane / kPieces < live;
+        cp_async16(to + place[s], exists ? from : row, exists);
+        from += step;
       }
+      from += skip;
+      to += 1024 * Stream::kCopyWarps;
     }
     full[slot].arrive_after_copies();
-    slot += Stream::kCopyWarps;
-    if (slot >= Stream::kStages) {
-      slot -= Stream::kStages;
+    if (++slot == Stream::kStages) {
+      slot = 0;
       phase ^= 1;
-    }
-    tile += Stream::kCopyWarps;
-    while (tile >= block.tiles && left > 0) {
-      tile -= block.tiles;
-      --left;
     }
   }
   cp_async_wait_all();
@@ -224,11 +254,10 @@ struct Turns {
   }
 };
 
-/// Products of the warpgroup's queries with one tile.
-template <class T, int kTile>
-__device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProducts],
-                                         const typename KeyStream<T, kTile>::Queries& a, const unsigned char* tile,
-                                         const Turns& turns) {
+/// Products of the warpgroup's queries with one tile; `a` is the `a` of ChunkQueries.
+template <class T, int kTile, class Queries>
+__device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProducts], const Queries& a,
+                                         const unsigned char* tile, const Turns& turns) {
   using Stream = KeyStream<T, kTile>;
   const uint64_t operand = wgmma_operand(tile);
   fence_async_shared();
@@ -236,8 +265,12 @@ __device__ __forceinline__ void multiply(float (&c)[KeyStream<T, kTile>::kProduc
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < Stream::kSteps; ++k) {
-    const int bytes = k / 4 * Stream::kKeys * 128 + k % 4 * 32;
-    wgmma_start<T>(c, a[k], operand + (bytes >> 4), k > 0);
+    const uint64_t b = operand + ((k / 4 * Stream::kKeys * 128 + k % 4 * 32) >> 4);
+    if constexpr (Stream::kSharedQueries) {
+      wgmma_start<T>(c, wgmma_operand(a) + ((k / 4 * 64 * 128 + k % 4 * 32) >> 4), b, k > 0);
+    } else {
+      wgmma_start<T>(c, a[k], b, k > 0);
+    }
   }
   wgmma_commit();
   turns.pass_on();

@@ -43,12 +43,13 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
   __shared__ float2 states[Stream::kGroups * 64];
 
   const StreamPlan& plan = pass.plan;
+  fetch_parameters(pass);
   wait_for_previous();
   let_next_start();
   const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
   if (block.row < 0 || block.tiles == 0) return;
   if (threadIdx.x < Stream::kStages) {
-    full[threadIdx.x].init(32);
+    full[threadIdx.x].init(32 * Stream::kCopyWarps);
     empty[threadIdx.x].init(4 * plan.team);
   }
   __syncthreads();
@@ -69,15 +70,15 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
     for (int32_t chunk = 0; chunk < plan.heads.chunks; ++chunk) {
       const int32_t rows = plan.rows_in(chunk, p.group_size), q0 = 64 * part + 16 * (warp % 4);
       LogSum state[2] = {{-kInf, 0.0f}, {-kInf, 0.0f}};
+      const ChunkQueries<T, kTile> queries(ring + Stream::kRing, p, plan, block, chunk, team, part);
+      if constexpr (Stream::kSharedQueries) named_barrier<Stream::kConsumers>(1);
       if (team < plan.teams) {
-        typename Stream::Queries queries;
-        load_queries<T, kTile>(queries, p, plan, block, chunk, 64 * part);
         for (; it < (chunk + 1) * block.tiles; it += plan.teams) {
           const int32_t slot = it % Stream::kStages, first = block.first + (it - chunk * block.tiles) * Stream::kKeys;
           full[slot].wait(it / Stream::kStages & 1);
           if (64 * part < rows) {
             float c[Stream::kProducts];
-            multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes, turns);
+            multiply<T, kTile>(c, queries.a, ring + slot * Stream::kTileBytes, turns);
             if (lane == 0) empty[slot].arrive();
             if (q0 < rows) {
               mask_tile(c, p, plan, block, chunk, q0 + lane / 4, first);

@@ -7,37 +7,59 @@
 
 namespace uncomp::kernels {
 
-/// Where the sums of a warp's queries wait for the finishing warp: kDepth tiles, a line for each 8 queries.
+/// Where the sums of a warp's queries wait for the finishing warp: lines of one number a key.
+template <int kTile>
 struct TileSums {
-  static constexpr int kDepth = 4;
-  static constexpr int kLines = 64 * stream_groups(0) / kQueryTile;
-  static constexpr size_t bytes(int keys) { return size_t{kDepth} * kLines * keys * sizeof(float); }
+  static constexpr int kPlaces = 8;  // at most
+  static constexpr int kLines = 32;  // of all places
+  static constexpr size_t kBytes = size_t{kLines} * stream_keys(kTile) * sizeof(float);
 };
 
 #if UNCOMP_SM90A
 
-/// Sums v over the eight lanes of one lane % 4. Lane l returns keys 2 l and 2 l + 1 of 64, or keys 2 (l / 8 * 4 + l %
-/// 4) and + 1 of 32; v[j][e] is key 8 j + 2 (l % 4) + e.
-template <int kGroups>
-__device__ __forceinline__ float2 sum_queries(float (&v)[kGroups][2]) {
+/// Adds the other half of the lanes' sums: lanes with bit kOffset keep the upper half of kCount columns.
+template <int kOffset, int kCount, int kColumns>
+__device__ __forceinline__ void halve_sums(float (&v)[kColumns][2]) {
+  constexpr int kHalf = kCount / 2;
+  if constexpr (kHalf == 0) {
 #pragma unroll
-  for (int offset = 16, half = kGroups / 2; offset >= 4; offset >>= 1, half >>= 1) {
-    if (half > 0) {
-      const bool upper = threadIdx.x & offset;
+    for (int e = 0; e < 2; ++e) v[0][e] += __shfl_xor_sync(0xffffffffu, v[0][e], kOffset);
+  } else {
+    const bool upper = threadIdx.x & kOffset;
 #pragma unroll
-      for (int j = 0; j < half; ++j) {
+    for (int j = 0; j < kHalf; ++j) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float keep = upper ? v[j + half][e] : v[j][e], give = upper ? v[j][e] : v[j + half][e];
-          v[j][e] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
-        }
+      for (int e = 0; e < 2; ++e) {
+        const float keep = upper ? v[j + kHalf][e] : v[j][e], give = upper ? v[j][e] : v[j + kHalf][e];
+        v[j][e] = keep + __shfl_xor_sync(0xffffffffu, give, kOffset);
       }
-    } else {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) v[0][e] += __shfl_xor_sync(0xffffffffu, v[0][e], offset);
     }
   }
-  return make_float2(v[0][0], v[0][1]);
+}
+
+/// Sums v over the eight lanes of one lane % 4; v[j][e] is key 8 j + 2 (l % 4) + e. With n columns of 8 keys, lane l is
+/// left with v[0 .. n / 8 - 1] of columns l / 4 * n / 8 and on; with 4 columns with column l / 8, twice.
+template <int kColumns>
+__device__ __forceinline__ void sum_queries(float (&v)[kColumns][2]) {
+  halve_sums<16, kColumns>(v);
+  halve_sums<8, kColumns / 2>(v);
+  halve_sums<4, kColumns / 4>(v);
+}
+
+/// Writes what sum_queries left to a line of one float a key.
+template <int kColumns>
+__device__ __forceinline__ void store_sums(float* line, const float (&v)[kColumns][2]) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (kColumns == 4) {
+    if (lane / 4 % 2 == 0)
+      *reinterpret_cast<float2*>(line + 8 * (lane / 8) + 2 * (lane % 4)) = make_float2(v[0][0], v[0][1]);
+  } else {
+    constexpr int kLeft = kColumns / 8;
+#pragma unroll
+    for (int j = 0; j < kLeft; ++j) {
+      *reinterpret_cast<float2*>(line + 8 * (lane / 4 * kLeft + j) + 2 * (lane % 4)) = make_float2(v[j][0], v[j][1]);
+    }
+  }
 }
 
 /// lse of the chunk's packed queries in powers of two, +inf where there is none: partial results of the row's runs,
@@ -79,34 +101,37 @@ __device__ __forceinline__ void merge_lse(const ScorePass& pass, const StreamPla
 }
 
 /// The finishing warp: adds the lines of each tile, reduces over heads, writes the scores.
-template <int kKeys>
+template <int kTile>
 __device__ __forceinline__ void finish_stream(const WindowScoresParams& p, const StreamPlan& plan,
                                               const StreamBlock& block, const float* sums, PhaseBarrier* done,
                                               PhaseBarrier* taken) {
+  constexpr int kKeys = stream_keys(kTile);
   const int lane = threadIdx.x % 32;
   const bool per_head = p.reduce_group == Reduce::none, separate = per_head || p.reduce_group == Reduce::max;
   float* scores = p.scores + static_cast<int64_t>(block.row) * (per_head ? p.group_size : 1) * p.width;
   float share = p.reduce_group == Reduce::mean ? 1.0f / static_cast<float>(p.group_size) : 1.0f;
   if (p.reduce_window == Reduce::mean) share /= static_cast<float>(min_of(p.window, block.tokens));
   const int32_t end = min_of(block.end, p.width);
+  const int32_t log_places = plan.log_places(separate), place_lines = plan.lines_of_place(separate);
   int32_t it = 0;
   for (int32_t chunk = 0; chunk < plan.heads.chunks; ++chunk) {
     const int32_t heads = plan.heads.heads_in(chunk, p.group_size), rows = plan.rows_in(chunk, p.group_size);
     for (int32_t tile = block.tiles - 1; tile >= 0; --tile, ++it) {
-      const int32_t slot = it % TileSums::kDepth, key = 2 * lane, column = block.first + tile * kKeys + key;
-      done[slot].wait(it / TileSums::kDepth & 1);
-      const float* lines = sums + slot * TileSums::kLines * kKeys + key;
-      const auto write = [&](int32_t head, float2 mass, bool join) {
-        float* to = scores + static_cast<int64_t>(head) * p.width + column;
+      const int32_t slot = it & ((1 << log_places) - 1);
+      done[slot].wait(it >> log_places & 1);
+      for (int32_t key = 2 * lane; key < kKeys; key += 64) {
+        const int32_t column = block.first + tile * kKeys + key;
+        const float* lines = sums + slot * place_lines * kKeys + key;
+        const auto write = [&](int32_t head, float2 mass, bool join) {
+          float* to = scores + static_cast<int64_t>(head) * p.width + column;
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (key >= kKeys || column + e >= end) continue;
-          const float now = (e == 0 ? mass.x : mass.y) * share;
-          to[e] = join ? join_chunks(p.reduce_group, to[e], now) : now;
-        }
-      };
-      float2 result = make_float2(0.0f, 0.0f);
-      if (key < kKeys) {
+          for (int e = 0; e < 2; ++e) {
+            if (column + e >= end) continue;
+            const float now = (e == 0 ? mass.x : mass.y) * share;
+            to[e] = join ? join_chunks(p.reduce_group, to[e], now) : now;
+          }
+        };
+        float2 result = make_float2(0.0f, 0.0f);
         if (!separate) {
           for (int32_t line = 0; line < ceil_div(rows, 16); ++line) {
             const float2 sum = *reinterpret_cast<const float2*>(lines + line * kKeys);
@@ -123,9 +148,9 @@ __device__ __forceinline__ void finish_stream(const WindowScoresParams& p, const
             result = make_float2(max_or_nan(result.x, mass.x), max_or_nan(result.y, mass.y));
           }
         }
+        if (!per_head) write(0, result, chunk > 0);
       }
       taken[slot].arrive();
-      if (!per_head) write(0, result, chunk > 0);
     }
   }
 }
@@ -137,16 +162,18 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
     stream_scores_kernel(const __grid_constant__ ScorePass pass) {
 #if UNCOMP_SM90A
   using Stream = KeyStream<T, kTile>;
+  using Sums = TileSums<kTile>;
   constexpr int kColumns = Stream::kKeys / 8;
   const WindowScoresParams& p = pass.params;
   extern __shared__ __align__(1024) unsigned char ring[];
   float* sums = reinterpret_cast<float*>(ring + Stream::kBytes);
   __shared__ __align__(8) PhaseBarrier full[Stream::kStages], empty[Stream::kStages];
-  __shared__ __align__(8) PhaseBarrier done[TileSums::kDepth], taken[TileSums::kDepth];
+  __shared__ __align__(8) PhaseBarrier done[Sums::kPlaces], taken[Sums::kPlaces];
   __shared__ float2 scratch[Stream::kConsumers];
   __shared__ float lse[64 * Stream::kGroups];
 
   const StreamPlan& plan = pass.plan;
+  fetch_parameters(pass);
   let_next_start();
   const StreamBlock block = stream_block(p, pass.runs, plan, Stream::kKeys);
   if (block.row < 0) {
@@ -154,10 +181,10 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
     return;
   }
   if (threadIdx.x < Stream::kStages) {
-    full[threadIdx.x].init(32);
+    full[threadIdx.x].init(32 * Stream::kCopyWarps);
     empty[threadIdx.x].init(4 * plan.team);
   }
-  if (threadIdx.x < TileSums::kDepth) {
+  if (threadIdx.x < Sums::kPlaces) {
     // Every thread arrives for its own accesses: racecheck takes an arrival for the arriving thread's alone.
     done[threadIdx.x].init(128 * plan.team);
     taken[threadIdx.x].init(32);
@@ -172,7 +199,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
       const T* row = static_cast<const T*>(p.key) + p.rows.offset(block.row, p.key_stride);
       copy_stream<T, kTile>(ring, full, empty, row, p.key_stride.token, block, p.head_dim, plan.heads.chunks, true);
     } else {
-      finish_stream<Stream::kKeys>(p, plan, block, sums, done, taken);
+      finish_stream<kTile>(p, plan, block, sums, done, taken);
     }
   } else {
     more_registers<Stream::kConsumerRegisters>();
@@ -196,21 +223,22 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
     const int32_t group = warp / 4, team = group / plan.team, part = group % plan.team;
     const float factor = (p.scale == 0.0f ? 1.0f : fabsf(p.scale)) * kLog2e;
     const Turns turns(plan, group, part);
+    const int32_t log_places = plan.log_places(separate), place_lines = plan.lines_of_place(separate);
     int32_t it = team;
     for (int32_t chunk = 0; chunk < plan.heads.chunks; ++chunk) {
       const int32_t rows = plan.rows_in(chunk, p.group_size), q0 = 64 * part + 16 * (warp % 4);
-      typename Stream::Queries queries;
-      load_queries<T, kTile>(queries, p, plan, block, chunk, 64 * part);
+      if (Stream::kSharedQueries && chunk > 0) named_barrier<Stream::kConsumers>(1);
+      const ChunkQueries<T, kTile> queries(ring + Stream::kRing, p, plan, block, chunk, team, part);
       if (chunk == 0) wait_for_previous();
       if (block.tiles > 0 || block.first == 0) merge_lse<Stream::kConsumers>(pass, plan, block, chunk, scratch, lse);
       if (team >= plan.teams) continue;
       for (; it < (chunk + 1) * block.tiles; it += plan.teams) {
-        const int32_t slot = it % Stream::kStages, place = it % TileSums::kDepth;
+        const int32_t slot = it % Stream::kStages, place = it & ((1 << log_places) - 1);
         const int32_t first = block.first + ((chunk + 1) * block.tiles - 1 - it) * Stream::kKeys;
         full[slot].wait(it / Stream::kStages & 1);
         if (64 * part < rows) {
           float c[Stream::kProducts];
-          multiply<T, kTile>(c, queries, ring + slot * Stream::kTileBytes, turns);
+          multiply<T, kTile>(c, queries.a, ring + slot * Stream::kTileBytes, turns);
           if (lane == 0) empty[slot].arrive();
           if (q0 < rows) {
             mask_tile(c, p, plan, block, chunk, q0 + lane / 4, first);
@@ -231,19 +259,13 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
                 for (int e = 0; e < 2; ++e) mass[0][j][e] += mass[1][j][e];
               }
             }
-            taken[place].wait((it / TileSums::kDepth & 1) ^ 1);
-            const bool writes = kColumns == 8 || lane / 4 % 2 == 0;
-            const int key = kColumns == 8 ? 2 * lane : 2 * (lane / 8 * 4 + lane % 4);
-            const int32_t lines = place * TileSums::kLines;
-            const float2 low = sum_queries(mass[0]);
-            if (!separate) {
-              if (writes) *reinterpret_cast<float2*>(sums + (lines + q0 / 16) * Stream::kKeys + key) = low;
-            } else {
-              const float2 high = sum_queries(mass[1]);
-              if (writes) {
-                *reinterpret_cast<float2*>(sums + (lines + q0 / 8) * Stream::kKeys + key) = low;
-                *reinterpret_cast<float2*>(sums + (lines + q0 / 8 + 1) * Stream::kKeys + key) = high;
-              }
+            taken[place].wait((it >> log_places & 1) ^ 1);
+            float* lines = sums + place * place_lines * Stream::kKeys;
+            sum_queries(mass[0]);
+            store_sums(lines + q0 / (separate ? 8 : 16) * Stream::kKeys, mass[0]);
+            if (separate) {
+              sum_queries(mass[1]);
+              store_sums(lines + (q0 / 8 + 1) * Stream::kKeys, mass[1]);
             }
           }
         } else {
@@ -252,7 +274,7 @@ __global__ void __launch_bounds__(KeyStream<T, kTile>::kThreads, 1)
           if (lane == 0) empty[slot].arrive();
         }
         // Warps without queries too: nobody may be a phase ahead.
-        if (q0 >= rows) taken[place].wait((it / TileSums::kDepth & 1) ^ 1);
+        if (q0 >= rows) taken[place].wait((it >> log_places & 1) ^ 1);
         done[place].arrive();
       }
     }

@@ -133,6 +133,12 @@ TEST_CASE("a stream's chunks hold every head once, and its teams fit into a bloc
         REQUIRE(plan.team >= 1);
         REQUIRE(plan.teams >= 1);
         REQUIRE(plan.team * plan.teams <= stream_groups(tile));
+        for (const bool by_8 : {false, true}) {
+          REQUIRE(1 << plan.log_places(by_8) >= plan.teams);
+          REQUIRE(1 << plan.log_places(by_8) <= 8);
+          REQUIRE((plan.lines_of_place(by_8) << plan.log_places(by_8)) <= 32);
+          REQUIRE(plan.lines_of_place(by_8) * (by_8 ? 8 : 16) >= plan.rows_in(0, group));
+        }
         for (int32_t t = 0; t < 32; ++t) REQUIRE(plan.head_of(t) == t / plan.heads.tiles_per_head);
         int32_t heads = 0;
         for (int32_t c = 0; c < plan.heads.chunks; ++c) {
@@ -147,7 +153,7 @@ TEST_CASE("a stream's chunks hold every head once, and its teams fit into a bloc
 
 TEST_CASE("runs of a stream are whole tiles and fill the multiprocessors", "[window]") {
   const int32_t start[] = {0};
-  for (const int32_t keys : {32, 64}) {
+  for (const int32_t keys : {32, 64, 128}) {
     for (const int32_t rows : {1, 2, 3, 8, 40, 100, 132, 133, 256, 1000, 4096}) {
       for (const int32_t tokens : {1, 63, 64, 65, 1000, 4096, 32768, 33000, 131072, 1 << 20}) {
         const TokenRows dense{{}, {nullptr, nullptr, tokens}, 1};
