@@ -49,19 +49,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     uint32_t base = 0;  // number of the piece's first tile
     for (int32_t at = block_begin(params, head_tiles, blockIdx.x); at >= 0;) {
       const Piece p = piece_at(params, head_tiles, at);
-      // Mean: the threads of a channel add the sums of their ranges in order.
+      // Mean: the threads of four channels add every kParts-th sum, so that most loads are in flight at once.
       {
         float* parts = mean + kTile;
-        const int part = thread / kTile, channel = thread % kTile;
-        const float* from = sums + static_cast<int64_t>(p.matrix) * sum_chunks * kTile + channel;
-        float total = 0.0f;
-        const int end = sum_chunks * (part + 1) / S::kParts;
-#pragma unroll 8
-        for (int c = sum_chunks * part / S::kParts; c < end; ++c) total += from[c * kTile];
-        parts[thread] = total;
+        const int part = thread / (kTile / 4), four = thread % (kTile / 4);
+        const float4* from =
+            reinterpret_cast<const float4*>(sums + static_cast<int64_t>(p.matrix) * sum_chunks * kTile) + four;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
+        for (int c = part; c < sum_chunks; c += S::kParts) {
+          const float4 x = from[c * (kTile / 4)];
+          sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+        }
+        reinterpret_cast<float4*>(parts)[thread] = sum;
         compute_barrier();
         if (thread < kTile) {
-          total = 0.0f;
+          float total = 0.0f;
 #pragma unroll
           for (int q = 0; q < S::kParts; ++q) total += parts[q * kTile + thread];
           mean[thread] = total / static_cast<float>(p.count);

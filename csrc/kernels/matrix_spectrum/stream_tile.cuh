@@ -55,7 +55,7 @@ struct StreamShape {
   static constexpr int kLow = kStages * kStageBytes;
   static constexpr int kSums = kLow + kGroups * kStageBytes;
   static constexpr int kMean = kSums + kVectors * kGroupThreads * 16;
-  static constexpr int kParts = kComputeThreads / kTile;
+  static constexpr int kParts = 4 * kComputeThreads / kTile;  // of a channel's sum
   static constexpr int kBarriers = kMean + (1 + kParts) * kTile * 4 + 24;
   static constexpr int kSharedBytes = kBarriers + 2 * kStages * 8;
   static_assert(kOwn % 2 == 0 && kPanelBytes % 1024 == 0 && kStages % kGroups == 0 && kSharedBytes <= 227 * 1024);
