@@ -131,6 +131,7 @@ UNCOMP_HD constexpr int32_t line_token(int32_t count, int32_t tile, int32_t head
 constexpr SpectrumPlan stream_plan(SpectrumPlan plan, int64_t matrices, int64_t seq_len, int32_t sm_count) {
   constexpr int64_t kLongestShare = 2 * 4096;  // tokens
   constexpr int64_t kLeastTiles = 8;           // of a block
+  constexpr int64_t kShortShare = 64;          // tiles
   constexpr int64_t kPieceTiles = 16;          // as long as these takes another piece of a head
   constexpr int64_t kMostHeads = 32768, kMostSums = 128;
   const int64_t tokens = plan.tile == 64 ? 64 : 32;
@@ -140,6 +141,10 @@ constexpr SpectrumPlan stream_plan(SpectrumPlan plan, int64_t matrices, int64_t 
   if (all * tokens > blocks * kLongestShare) {
     blocks = round_up<int64_t>(ceil_div(all * tokens, kLongestShare), sm_count);
   }
+  // As many blocks for every head, where that leaves few multiprocessors idle and shares are short: then no block pays
+  // for pieces of two heads.
+  const int64_t even = blocks / matrices * matrices;
+  if (32 * even >= 31 * blocks && all <= even * kShortShare) blocks = even;
   const bool short_heads = head_tiles * tokens <= kLongestShare;
   if (short_heads && ceil_div<int64_t>(matrices, sm_count) * head_tiles <= ceil_div(all, blocks) + kPieceTiles) {
     blocks = matrices;

@@ -123,8 +123,10 @@ TEST_CASE("blocks of the one launch fill the device, and an accumulator stays sh
   const auto plan = [](int64_t matrices, int64_t seq_len, int dim) {
     return stream_plan(spectrum_plan(matrices, seq_len, dim, 2, 132, int64_t{60} << 20), matrices, seq_len, 132);
   };
-  REQUIRE(plan(32, 4096, 128).stream_blocks == 132);
+  REQUIRE(plan(32, 4096, 128).stream_blocks == 128);  // four a head
+  REQUIRE(plan(8, 32768, 128).stream_blocks == 128);
   REQUIRE(plan(32, 32768, 128).stream_blocks == 132);
+  REQUIRE(plan(40, 4096, 128).stream_blocks == 132);  // three a head would leave too many idle
   REQUIRE(plan(32, 32768, 128).partial_words() == (132 + 32) * 36 * 256 / 3 * 4);
   REQUIRE(plan(256, 129, 128).stream_blocks == 256);  // a block a head
   REQUIRE(plan(0, 129, 128).stream_blocks == 0);
