@@ -91,6 +91,25 @@ class RaggedLayer:
         row = torch.searchsorted(self.row_start[1:], slot, right=True)
         return row.clamp(max=max(self.num_rows - 1, 0))
 
+    # ---- the memory of another layer
+    def fits(self, other: RaggedLayer) -> bool:
+        """True if `copy_` can take the other layer in: equal shapes, dtypes and devices, equal rules."""
+        mine, theirs = self.tensors(), other.tensors()
+        return (
+            (self.batch, self.rows, self.rule, len(mine)) == (other.batch, other.rows, other.rule, len(theirs))
+            and (self.free is None) == (other.free is None)
+            and all(
+                (a.shape, a.dtype, a.device, a.is_inference()) == (b.shape, b.dtype, b.device, b.is_inference())
+                for a, b in zip(mine, theirs, strict=True)
+            )
+        )
+
+    def copy_(self, other: RaggedLayer) -> None:
+        """Becomes a copy of a layer that `fits`, in this layer's memory."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+        self.slots, self.free, self.recent = list(other.slots), other.free, other.recent
+
     # ---- copies and choices of sequences
     def fork(self) -> RaggedLayer:
         """A copy that shares no memory with this layer."""
@@ -159,6 +178,12 @@ class RaggedLayer:
             return
         widest = max(self.slots) // max(self.rows, 1)
         self._enlarge(max(tokens - self.free, widest // 2, 16))
+
+    def count(self, tokens: int) -> None:
+        """Notes that every row has appended `tokens`."""
+        if self.free is not None:
+            self.free -= tokens
+            self.recent += tokens
 
     def _enlarge(self, extra: int) -> None:
         shift = torch.arange(self.num_rows, device=self.row_start.device) * extra

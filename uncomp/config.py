@@ -79,6 +79,9 @@ class UncompConfig:
         skip_sliding: leave sliding-window layers uncompressed instead of refusing the model.
         seed: for order="random" and policy="random".
         preset: "tuned" fills fields left at None with the combination that docs/policies.md measures.
+        graph: "auto" records decode steps in CUDA graphs where that is possible; "off" never does.
+        compile: "step" compiles decode steps by torch.compile before they are recorded: faster steps, after a warm-up
+            of half a minute.
         policy_options: further named values of the policy (for instance {"alpha": 0.2} of adakv).
 
     Raises:
@@ -114,6 +117,8 @@ class UncompConfig:
     skip_sliding: bool = False
     seed: int = 0
     preset: Literal["tuned"] | None = None
+    graph: Literal["auto", "off"] = "auto"
+    compile: Literal["off", "step"] = "off"
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -210,6 +215,8 @@ class UncompConfig:
             ("reduce_scores", ("mean", "sum", "max")),
             ("decode", ("evict", "grow")),
             ("extend", ("reselect", "append")),
+            ("graph", ("auto", "off")),
+            ("compile", ("off", "step")),
             ("value_norm", (True, False)),
             ("skip_sliding", (True, False)),
         ):

@@ -21,6 +21,9 @@ def decode_step(
 ) -> Tensor:
     """Attention of one new token over its rows, which take the token in.
 
+    With decode="grow" rows must have a free slot, and the caller counts it (`RaggedLayer.count`): a step itself
+    changes nothing on the host, so that it can be recorded.
+
     Args:
         position: [B] int32, real tokens before this one.
         scale: factor of the logits.
@@ -56,7 +59,6 @@ def decode_step(
 
 
 def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
-    layer.ensure_free(1)
     ops.append_kv_(
         key,
         value,
@@ -67,8 +69,6 @@ def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
         layer.value_rows,
         layer.slot_position,
     )
-    layer.free -= 1
-    layer.recent += 1
     out, _ = ops.decode_attention(query, layer.key_rows, layer.value_rows, layer.row_start, layer.row_len, scale)
     return out
 

@@ -16,8 +16,10 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from uncomp.config import UncompConfig
+from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
 from uncomp.hf.cache import SharedState, UncompCache, new_layers
+from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
 from uncomp.report import Ledger, ledger_of, stats_of
@@ -75,6 +77,16 @@ class PatchHandle:
                 f"uncomp.patch: {type(model).__name__} does not take a registered attention implementation"
             )
         self._arguments = list(inspect.signature(type(stack).forward).parameters)[1:]
+        self._recordings = Recordings(CudaGraphs())
+        self._active = threading.local()  # .shared: the cache of the forward that this thread is in
+        self._step = Step(
+            stack,
+            self._recordings,
+            self._why_not(),
+            lambda: getattr(self._active, "shared", None),
+            asked=config.graph == "off",
+            compiled=config.compile == "step",
+        )
         self._hooks = [
             stack.register_forward_pre_hook(self._begin, with_kwargs=True),
             stack.register_forward_hook(self._commit, with_kwargs=True, always_call=True),
@@ -82,7 +94,6 @@ class PatchHandle:
         self._last: weakref.ref | None = None
         self._ledger: Ledger | None = None  # of the last cache; holds none of its keys and values
         self._capacity = 0  # of its first layer when the ledger was made
-        self._active = threading.local()  # .shared: the cache of the forward that this thread is in
         setattr(stack, _MARK, self)
 
     # ---- what a user calls
@@ -91,6 +102,8 @@ class PatchHandle:
         for hook in self._hooks:
             hook.remove()
         if self._hooks:
+            self._step.remove()
+            self._recordings.clear()
             self._model.set_attn_implementation(self._before)
             delattr(self._stack, _MARK)
         self._hooks = []
@@ -123,10 +136,24 @@ class PatchHandle:
             self._ledger = ledger_of(cache)
         if self._ledger is None:
             raise RuntimeError("uncomp: stats() needs a forward of the patched model first")
-        return stats_of(self._ledger)
+        recordings = self._recordings
+        return stats_of(self._ledger) | {
+            "steps_recorded": recordings.recorded,
+            "steps_replayed": recordings.replayed,
+            "steps_eager": recordings.eager,
+            "eager_reason": recordings.reason,
+            "graph_bytes": recordings.machine.scratch_bytes(),
+        }
+
+    def release(self) -> None:
+        """Frees recorded steps and the memory that they keep between requests; the next request records anew."""
+        self._recordings.clear()
 
     # ---- hooks
     def _begin(self, stack, args, kwargs):
+        shared = getattr(self._active, "shared", None)
+        if shared is not None and shared.recording:  # a step that calls the whole model, see hf/loop.py
+            return None
         given = dict(zip(self._arguments, args, strict=False))
         given.update(kwargs)
         states = given.get("inputs_embeds")
@@ -147,19 +174,22 @@ class PatchHandle:
         if isinstance(mask, dict):
             mask = self._two_dimensional(mask)
         shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
-        shared.hooked = True
+        shared.hooked, shared.replayed = True, False
+        if shared.clock.chunk.lengths is not None:
+            shared.checked = None
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
     def _commit(self, stack, args, kwargs, output):
-        shared, self._active.shared = getattr(self._active, "shared", None), None
-        if shared is None:
+        shared = getattr(self._active, "shared", None)
+        if shared is None or shared.recording:
             return
+        self._active.shared = None
         shared.hooked = False
         if (
             output is None
             or shared.waiting
-            or any(layer.finished != shared.clock.columns + shared.clock.chunk.tokens for layer in shared.layers)
+            or not (shared.replayed or shared.complete())
         ):
             shared.clock.fail()
             return
@@ -173,6 +203,8 @@ class PatchHandle:
     def _adopt(self, cache) -> SharedState:
         shared = getattr(cache, "uncomp", None)
         if shared is not None:
+            if shared.recordings is not self._recordings:  # a cache of the user's, or of an earlier patch
+                self._register(cache, shared)
             if shared.shape != self.facts.shape or shared.managed != self.facts.managed:
                 raise ValueError("uncomp: this cache was made for another model")
             return shared
@@ -193,7 +225,22 @@ class PatchHandle:
                 )
         shared = SharedState(self.config, self.facts.shape, self.facts.managed)
         new_layers(cache, shared)
+        self._register(cache, shared)
         return shared
+
+    def _register(self, cache, shared: SharedState) -> None:
+        """Steps of this cache are recorded here; its arenas come back when it is dropped."""
+        shared.recordings = self._recordings
+        shared.checked = shared.claimed = None
+        shared.cache = weakref.ref(cache)
+        weakref.finalize(cache, self._recordings.bury, shared)
+
+    def _why_not(self) -> str | None:
+        if self.config.graph == "off":
+            return 'the configuration says graph="off"'
+        if len(self.facts.managed) != self._stack.config.num_hidden_layers:
+            return "some layers of the model are not compressed"
+        return None
 
     @staticmethod
     def _two_dimensional(masks: dict):

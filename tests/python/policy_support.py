@@ -81,10 +81,12 @@ class Run:
         """One decode step in every layer; [B, Hq, 1, D] each."""
         position = torch.tensor(self.seen, dtype=torch.int32)
         one = [1] * len(self.seen)
-        out = [
-            eviction.decode_step(layer, self.config, *self.columns(i, self.seen, one), position, SCALE)
-            for i, layer in enumerate(self.layers)
-        ]
+        out = []
+        for i, layer in enumerate(self.layers):
+            layer.ensure_free(1)
+            layer.count(1)
+            states = self.columns(i, self.seen, one)
+            out.append(eviction.decode_step(layer, self.config, *states, position, SCALE))
         self.seen = [n + 1 for n in self.seen]
         return out
 

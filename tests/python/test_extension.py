@@ -45,6 +45,8 @@ def prefilled(made: Compressor, steps: int):
     (layer,) = made.compress([made.measure(view)])
     for step in range(steps):
         position = torch.full((BATCH,), PROMPT + step, dtype=torch.int32)
+        layer.ensure_free(1)
+        layer.count(1)
         eviction.decode_step(layer, made.config, *states(1, 100 + step), position, SCALE)
     return layer
 

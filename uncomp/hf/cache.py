@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,7 @@ from uncomp.attention import dense_attention
 from uncomp.cache import RaggedLayer
 from uncomp.compressor import Compressor, Measured
 from uncomp.config import UncompConfig
+from uncomp.graph import Recordings, StepGraph
 from uncomp.hf import compat
 from uncomp.hf.clock import Clock
 from uncomp.models import describe
@@ -46,6 +48,11 @@ def take_pending(key: Tensor) -> UncompLayer | None:
     return layer
 
 
+def forget_pending() -> None:
+    """Drops what an `update` left behind that no attention took."""
+    _pending.slot = None
+
+
 class SharedState:
     """What the layers of one cache have in common."""
 
@@ -54,8 +61,52 @@ class SharedState:
         self.compressor = Compressor(config, shape, make_policy(config, shape))
         self.clock = Clock()
         self.hooked = False  # a hook on the model begins and commits the forwards
+        self.recordings: Recordings | None = None  # of a patched model
+        self.cache: weakref.ref | None = None  # the cache whose state this is, where it is a patched model's
+        self.recording = False  # a step is being recorded: nothing runs, so nothing is counted
+        self.replayed = False  # the step of the current forward was a replay
+        self.debt = 0  # replayed steps that the layers have not counted yet
+        self.generation = 0  # how often memory of a layer moved
+        self.claimed: StepGraph | None = None  # arenas that this prompt is packed into
+        self.checked: StepGraph | None = None  # recording that was found valid since the last prompt or turn
+        self._free: int | None = None  # see free_slots
         self.layers: list[UncompLayer] = []
         self.waiting: list[Measured] = []  # a plan over the whole model: layers that are still dense
+
+    def __deepcopy__(self, memo) -> SharedState:
+        """A copy without the memory of recorded steps."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.recordings = twin.cache = twin.claimed = twin.checked = None
+        for name in ("clock", "layers", "waiting"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
+        return twin
+
+    def settle(self) -> None:
+        """Lets the layers count the steps that were replayed."""
+        steps, self.debt, self._free = self.debt, 0, None
+        for layer in self.layers if steps else ():
+            layer.finished += steps
+            layer.ragged.count(steps)
+
+    def complete(self) -> bool:
+        """True if every layer has taken in the forward that is running."""
+        columns = self.clock.columns + self.clock.chunk.tokens
+        return all(layer.finished == columns for layer in self.layers)
+
+    def free_slots(self) -> int | None:
+        """Tokens that every row can take in before it must be enlarged; None where rows keep their length."""
+        if not self.config.grows:
+            return None
+        if self._free is None:
+            self._free = min(layer.ragged.free for layer in self.layers)
+        return self._free - self.debt
+
+    def make_room(self) -> None:
+        """Gives every row a free slot, with decode="grow"."""
+        self.settle()
+        for layer in self.layers:
+            layer.make_room(1)
 
     def make_layers(self) -> list[UncompLayer]:
         """One cache layer for every managed layer of the model."""
@@ -95,12 +146,12 @@ class UncompLayer(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        """Columns seen, padding included: the model's logical length."""
-        return self.shared.clock.columns
+        """Columns seen, padding included: the model's logical length; in a recorded step, which must not know it, 1."""
+        return 1 if self.shared.recording else self.shared.clock.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As a full cache would: other layers of the model read this mask."""
-        return self.shared.clock.columns + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         """-1: no bound on the logical length."""
@@ -167,7 +218,8 @@ class UncompLayer(CacheLayerMixin):
         """Forgets everything that was seen."""
         self.ragged, self.finished = None, 0
         if self.index == 0:
-            self.shared.clock, self.shared.waiting = Clock(), []
+            self.shared.clock, self.shared.waiting, self.shared.debt = Clock(), [], 0
+            self.shared.generation += 1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence i continues as sequence beam_idx[i]."""
@@ -188,6 +240,7 @@ class UncompLayer(CacheLayerMixin):
     def crop(self, max_length: int) -> None:
         """Takes back the newest tokens: -n removes n, 0 none; older versions of transformers say the length to keep."""
         clock = self.shared.clock
+        self.shared.settle()
         seen = self.finished
         target = compat.crop_target(int(max_length), seen)
         remove = seen - target
@@ -201,7 +254,9 @@ class UncompLayer(CacheLayerMixin):
 
     def _select(self, index: Tensor) -> None:
         if self.ragged is not None:
+            before = self.ragged.key_rows
             self.ragged.select(index)
+            self.shared.generation += self.ragged.key_rows is not before
         if self.index == len(self.shared.layers) - 1:
             self.shared.clock.select(index.tolist())
 
@@ -216,10 +271,15 @@ class UncompLayer(CacheLayerMixin):
         """
         clock, config = self.shared.clock, self.shared.config
         chunk = clock.chunk
-        self.finished = clock.columns + chunk.tokens
+        if not self.shared.recording:
+            self.shared.settle()
+            self.finished = clock.columns + chunk.tokens
         if chunk.lengths is None:
             with torch.no_grad():
                 position = clock.position(query.device)
+                if not self.shared.recording:
+                    self.make_room(1)
+                    self.ragged.count(1)
                 return eviction.decode_step(self.ragged, config, query, key, value, position, scale)
         if chunk.pack is not None:
             return extension.packed(chunk.pack, self._take_in, query, key, value, scale)
@@ -240,23 +300,42 @@ class UncompLayer(CacheLayerMixin):
         query, key, value = query.detach(), key.detach(), value.detach()
         out = None
         if self.ragged is not None:
+            before = self.ragged.key_rows
             out, taken = extension.extend(self.ragged, shared.compressor, self.index, query, key, value, chunk, scale)
             if isinstance(taken, RaggedLayer):
-                self.ragged = taken
+                shared.generation += taken.key_rows is not before
                 return out
         else:
             view = PromptView(self.index, shared.shape, shared.config, query, key, value, chunk.lengths, scale)
             taken = shared.compressor.measure(view)
         if not shared.compressor.whole_model:
-            (self.ragged,) = shared.compressor.compress([taken])
+            self._keep(*shared.compressor.compress([taken]))
             return out
         taken.view.release(shared.config.vote_window)
         shared.waiting.append(taken)
         if len(shared.waiting) == len(shared.layers):
             waiting, shared.waiting = shared.waiting, []
             for layer, ragged in zip(shared.layers, shared.compressor.compress(waiting), strict=True):
-                layer.ragged = ragged
+                layer._keep(ragged)
         return out
+
+    def make_room(self, tokens: int) -> None:
+        """Gives every row at least `tokens` free slots, with decode="grow"."""
+        before = self.ragged.key_rows
+        self.ragged.ensure_free(tokens)
+        self.shared.generation += self.ragged.key_rows is not before
+
+    def _keep(self, made: RaggedLayer) -> None:
+        """Keeps a packed layer, in memory that a recorded step knows where it can."""
+        shared = self.shared
+        if shared.recordings is None:
+            self.ragged = made
+        elif self.ragged is not None and self.ragged.fits(made):
+            self.ragged.copy_(made)
+        else:
+            shared.generation += 1
+            fresh = self.ragged is None
+            self.ragged = shared.recordings.take(self.index, made, shared) if fresh else made
 
 
 def new_layers(cache: Cache, shared: SharedState) -> None:

@@ -52,11 +52,13 @@ class Clock:
         self._mask: Tensor | None = None  # [B, columns at the last chunk] bool, on the host
         self._single = True  # every forward so far had one column
         self._position: dict[torch.device, Tensor] = {}
+        self._stale: set[torch.device] = set()  # where the tensor above must be written again
 
     def __deepcopy__(self, memo) -> Clock:
         twin = copy.copy(self)
         twin.seen = list(self.seen) if self.seen is not None else None
         twin._position = {device: t.clone() for device, t in self._position.items()}
+        twin._stale = set(self._stale)
         return twin
 
     @property
@@ -119,7 +121,7 @@ class Clock:
         self.seen = [a + b for a, b in zip(chunk.prior, chunk.lengths.length, strict=True)]
         self.steps = 0
         self._mask = self._next_mask
-        self._position.clear()
+        self._stale.update(self._position)
 
     def abandon(self) -> None:
         """Tokens went past the cache: what it holds is no longer the past."""
@@ -131,9 +133,26 @@ class Clock:
 
     def position(self, device: torch.device) -> Tensor:
         """[B] int32, real tokens before the current column; advanced in place by `commit`."""
+        if device in self._stale:
+            self._stale.remove(device)
+            real, known = torch.tensor(self.real(), dtype=torch.int32), self._position[device]
+            if known.shape == real.shape and known.is_inference() == torch.is_inference_mode_enabled():
+                known.copy_(real)
+            else:
+                del self._position[device]
         if device not in self._position:
             self._position[device] = torch.tensor(self.real(), dtype=torch.int32, device=device)
         return self._position[device]
+
+    def keep_position_in(self, tensor: Tensor) -> None:
+        """From now on `position` of the tensor's device is this one, [B] int32."""
+        tensor.copy_(self.position(tensor.device))
+        self._position[tensor.device] = tensor
+
+    def advance(self, steps: int) -> None:
+        """Counts decode steps that ran elsewhere and advanced `position` themselves."""
+        self.columns += steps
+        self.steps += steps
 
     def select(self, index: list[int]) -> None:
         """Sequence i continues as sequence index[i]."""
@@ -142,7 +161,7 @@ class Clock:
         self.seen = [self.seen[i] for i in index]
         self.offset = [self.offset[i] for i in index]
         self._mask = self._mask[index]
-        self._position.clear()
+        self._stale.update(self._position)
 
     def newest(self, columns: int) -> list[int]:
         """[B] real tokens among the newest columns."""
@@ -160,7 +179,7 @@ class Clock:
         if columns > back:
             self.seen = [n - (gone - back) for n, gone in zip(self.seen, counts, strict=True)]
             self._mask = self._mask[:, : self._mask.shape[1] - (columns - back)]
-        self._position.clear()
+        self._stale.update(self._position)
 
     def _read(self, batch: int, tokens: int, mask: Tensor | None, positions: Tensor | None) -> Chunk:
         past = self.columns

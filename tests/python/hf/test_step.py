@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded decode steps: the tokens of ordinary steps, for every way a cache can change between two of them.
+
+On the CPU a recording is a stand-in that calls the step again; what is tested there is everything but the capture.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+from graph_support import ReplayMachine
+
+import uncomp
+from uncomp.testing import tiny_model, tiny_model_types
+
+pytestmark = pytest.mark.hf
+NEW = 14
+SMALL = {"budget": 48, "groups": 2}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The tiny model on every device that a test asks for."""
+    return {}
+
+
+@pytest.fixture
+def model(models, device):
+    if device not in models:
+        models[device] = tiny_model("llama").to(device)
+    return models[device]
+
+
+def prompt(device: str, batch: int = 1, columns: int = 90, seed: int = 1):
+    return torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def padded(device: str, columns: int = 90):
+    ids = prompt(device, 3, columns)
+    mask = torch.ones_like(ids)
+    for row, pads in ((1, 1), (2, columns - 57)):
+        ids[row, :pads], mask[row, :pads] = 0, 0
+    return ids, mask
+
+
+def run(model, ids, mask=None, **kwargs):
+    mask = torch.ones_like(ids) if mask is None else mask
+    return model.generate(ids, attention_mask=mask, **{"max_new_tokens": NEW, "do_sample": False, **kwargs})
+
+
+def patched(model, *, record: bool = True, **options):
+    """A patched model whose steps are recorded, on a CPU by the stand-in; or whose steps never are."""
+    options = {**SMALL, **options}
+    handle = uncomp.patch(model, uncomp.UncompConfig(**options, graph="auto" if record else "off"))
+    if record and model.device.type == "cpu":
+        handle.machine = ReplayMachine(handle)
+    return handle
+
+
+def both(model, call, **options):
+    """What a call gives with recorded steps, checked against the same call without; and the stats of the first."""
+    with patched(model, record=False, **options) as handle:
+        want = call(handle)
+        assert handle.stats()["steps_replayed"] == 0
+    with patched(model, **options) as handle:
+        got, stats = call(handle), handle.stats()
+    assert torch.equal(got, want)
+    return stats
+
+
+POLICIES = {
+    "uncomp": {},
+    "grows": {"decode": "grow", "max_new_tokens": 64},
+    "covers": {"budget": 400},
+    "query_head": {"rows": "query_head"},
+    "model": {"group_scope": "model"},
+    "snapkv": {"policy": "snapkv"},
+    "adakv": {"policy": "adakv"},
+    "h2o": {"policy": "h2o"},
+    "tova": {"policy": "tova"},
+    "streaming_llm": {"policy": "streaming_llm"},
+    "full": {"policy": "full"},
+}
+
+
+# ---- values
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_step_but_the_first_is_a_replay(model, device, name):
+    stats = both(model, lambda h: run(model, prompt(device)), **{**POLICIES[name]})
+    assert stats["steps_recorded"] == 1
+    assert (stats["steps_replayed"], stats["steps_eager"]) == (NEW - 2, 1)
+
+
+@pytest.mark.parametrize("name", ["uncomp", "grows"])
+def test_padded_batch(model, device, name):
+    ids, mask = padded(device)
+    stats = both(model, lambda h: run(model, ids, mask), **POLICIES[name])
+    assert stats["steps_replayed"] == NEW - 2
+
+
+@pytest.mark.parametrize("kind", tiny_model_types())
+def test_every_family(device, kind):
+    family = tiny_model(kind).to(device)
+    stats = both(family, lambda h: run(family, prompt(device)), skip_sliding=True)
+    assert stats["steps_replayed"] == (0 if stats["other_layers"] else NEW - 2), stats["eager_reason"]
+
+
+def test_sampling_beams_and_embeddings(model, device):
+    ids = prompt(device)
+
+    def sampled(handle):
+        torch.manual_seed(7)
+        return run(model, ids, do_sample=True, temperature=0.8, top_k=20)
+
+    assert both(model, sampled)["steps_replayed"] == NEW - 2
+    assert both(model, lambda h: run(model, ids, num_beams=3))["steps_replayed"] == NEW - 2
+    embeds = model.get_input_embeddings()(ids).detach()
+    assert both(model, lambda h: model.generate(inputs_embeds=embeds, max_new_tokens=NEW, do_sample=False))[
+        "steps_replayed"
+    ]
+
+
+def test_direct_calls_without_positions(model, device):
+    def call(handle):
+        with torch.no_grad():
+            out = model(prompt(device), use_cache=True)
+            cache, tokens = out.past_key_values, [out.logits[:, -1:].argmax(-1)]
+            for _ in range(NEW):
+                tokens.append(model(tokens[-1], past_key_values=cache).logits[:, -1:].argmax(-1))
+        return torch.cat(tokens, 1)
+
+    assert both(model, call)["steps_replayed"] == NEW - 1
+
+
+# ---- what changes between two steps
+def test_rows_that_grow_are_recorded_again(model, device):
+    stats = both(
+        model, lambda h: run(model, prompt(device), max_new_tokens=40), decode="grow", max_new_tokens=4, budget=40
+    )
+    assert stats["steps_recorded"] == 3  # 4 free slots, then half of the rows' room more
+    assert stats["steps_replayed"] == 38
+
+
+def test_the_next_request_is_packed_into_the_same_memory(model, device):
+    with patched(model, record=False) as handle:
+        want = [run(model, prompt(device, seed=s, columns=90 + s)) for s in range(3)]
+    with patched(model) as handle:
+        for s in range(3):
+            assert torch.equal(run(model, prompt(device, seed=s, columns=90 + s)), want[s])
+        stats = handle.stats()
+    assert (stats["steps_recorded"], stats["steps_eager"]) == (1, 1)
+
+
+def test_another_batch_size_is_recorded_anew(model, device):
+    ids, mask = padded(device)
+
+    def call(handle):
+        return torch.cat([run(model, ids, mask), run(model, ids[:1]), run(model, ids, mask)])
+
+    assert both(model, call)["steps_recorded"] == 3
+
+
+def test_two_caches_in_turn(model, device):
+    def call(handle):
+        one, two = prompt(device, seed=1), prompt(device, seed=2)
+        caches, tokens = [], []
+        with torch.no_grad():
+            for ids in (one, two):
+                out = model(ids, use_cache=True)
+                caches.append(out.past_key_values)
+                tokens.append([out.logits[:, -1:].argmax(-1)])
+            for _ in range(NEW):
+                for cache, seen in zip(caches, tokens, strict=True):
+                    seen.append(model(seen[-1], past_key_values=cache).logits[:, -1:].argmax(-1))
+        return torch.cat([t for seen in tokens for t in seen], 1)
+
+    stats = both(model, call)
+    assert (stats["steps_recorded"], stats["steps_replayed"]) == (2, 2 * NEW - 1)
+
+
+@pytest.mark.parametrize("name", ["uncomp", "grows"])
+def test_a_second_turn_goes_on_with_the_recording(model, device, name):
+    def call(handle):
+        first = run(model, prompt(device), return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, prompt(device, columns=20, seed=5)], 1)
+        return run(model, ids, past_key_values=first.past_key_values)
+
+    stats = both(model, call, **POLICIES[name])
+    assert stats["steps_eager"] == 1
+    assert stats["steps_recorded"] == 1
+
+
+def test_crop_after_replays(model, device):
+    def call(handle):
+        first = run(model, prompt(device), return_dict_in_generate=True)
+        cache = first.past_key_values
+        cache.crop(-5)
+        ids = torch.cat([first.sequences[:, :-6], prompt(device, columns=20, seed=5)], 1)
+        return run(model, ids, past_key_values=cache)
+
+    both(model, call, decode="grow", max_new_tokens=64)
+
+
+def test_a_fork_goes_its_own_way(model, device):
+    def call(handle):
+        cache = handle.new_cache()
+        first = run(model, prompt(device), past_key_values=cache)
+        twin = cache.fork()
+        more = [torch.cat([first, prompt(device, columns=20, seed=s)], 1) for s in (5, 6)]
+        return torch.cat([run(model, more[0], past_key_values=cache), run(model, more[1], past_key_values=twin)])
+
+    both(model, call)
+    both(model, call, decode="grow", max_new_tokens=64)
+
+
+def test_moved_weights_are_noticed(model, device):
+    with patched(model) as handle:
+        first = run(model, prompt(device))
+        weight = model.model.layers[1].mlp.up_proj.weight
+        before = weight.data
+        weight.data = before * -20
+        try:
+            changed = run(model, prompt(device))
+        finally:
+            weight.data = before
+        assert handle.stats()["steps_recorded"] == 2
+        assert not torch.equal(first, changed)
+        assert torch.equal(run(model, prompt(device)), first)
+
+
+def test_a_request_after_a_failed_one(model, device):
+    with patched(model, record=False) as handle:
+        want = run(model, prompt(device))
+    with patched(model) as handle:
+        run(model, prompt(device))
+        hook = model.model.layers[2].register_forward_pre_hook(lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(model, prompt(device))
+        hook.remove()
+        assert torch.equal(run(model, prompt(device)), want)
+        assert handle.stats()["steps_replayed"] > NEW
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_in_turn(model, device, mode):
+    def call(handle):
+        first = run(model, prompt(device))
+        with mode():
+            second = run(model, prompt(device, seed=2))
+        return torch.cat([first, second, run(model, prompt(device))])
+
+    both(model, call)
+
+
+def test_another_default_dtype(model, device):
+    def call(handle):
+        torch.set_default_dtype(torch.float64)
+        try:
+            return run(model, prompt(device))
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    assert both(model, call)["steps_replayed"] == NEW - 2
+
+
+# ---- reasons for ordinary steps
+def reason_of(model, device, change=lambda handle: None, **options):
+    with patched(model, **options) as handle:
+        change(handle)
+        run(model, prompt(device))
+        stats = handle.stats()
+    assert stats["steps_replayed"] == 0
+    return stats["eager_reason"]
+
+
+def test_the_reason_is_told_and_logged_once(model, device, caplog):
+    def fail(handle):
+        handle._recordings.machine.record = lambda *a: (_ for _ in ()).throw(RuntimeError("no graphs today\nmore"))
+
+    with caplog.at_level(logging.WARNING, "uncomp"):
+        text = reason_of(model, device, fail)
+    assert text == "recording failed (RuntimeError: no graphs today)"
+    assert [r.getMessage() for r in caplog.records] == [f"uncomp: decode steps run without a CUDA graph: {text}"]
+
+
+def test_a_hook_inside_the_stack_is_not_skipped(model, device):
+    calls = []
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: calls.append(1))
+    try:
+        text = reason_of(model, device)
+    finally:
+        hook.remove()
+    assert text == "a replay would skip the hook on layers.1.mlp (LlamaMLP)"
+    assert len(calls) == NEW
+
+
+def test_a_hook_that_comes_later_is_not_skipped(model, device):
+    with patched(model) as handle:
+        run(model, prompt(device))
+        calls = []
+        hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: calls.append(1))
+        run(model, prompt(device))
+        hook.remove()
+        assert len(calls) == NEW
+        replayed = handle.stats()["steps_replayed"]
+        run(model, prompt(device))
+        assert handle.stats()["steps_replayed"] > replayed
+
+
+def test_graph_off(model, device):
+    with patched(model, record=False) as handle:
+        run(model, prompt(device))
+        stats = handle.stats()
+    assert (stats["steps_replayed"], stats["eager_reason"]) == (0, 'the configuration says graph="off"')
+
+
+def test_gradients_are_an_ordinary_step(model, device):
+    with patched(model) as handle:
+        out = model(prompt(device), use_cache=True)
+        model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values)
+        assert handle.stats()["eager_reason"] == "gradients are on; call under torch.no_grad()"
+
+
+def test_outputs_that_a_replay_cannot_give(model, device):
+    with patched(model) as handle:
+        out = run(model, prompt(device), output_hidden_states=True, return_dict_in_generate=True)
+        assert len(out.hidden_states) == NEW
+        assert handle.stats()["eager_reason"] == "the forward was called with output_hidden_states"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_embeddings_that_read_positions_on_the_host(device, kind):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 2048}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    other = tiny_model("llama", rope_parameters=rope).to(device)
+    assert reason_of(other, device) == f"rotary embeddings of type {kind} read positions on the host"
+
+
+# ---- memory
+def test_remove_and_release_forget_all(model, device):
+    with patched(model) as handle:
+        run(model, prompt(device))
+        assert len(handle._recordings.graphs) == 1
+        handle.release()
+        assert not handle._recordings.graphs
+        run(model, prompt(device))
+    assert not handle._recordings.graphs
+    assert "forward" not in vars(model.model)
+
+
+def test_a_cache_that_is_dropped_is_freed_at_once(model, device):
+    gc.collect()
+    gc.disable()  # a cycle would keep it
+    try:
+        with patched(model, record=False) as handle:
+            run(model, prompt(device))
+            assert handle.cache is None
+            alive = [o for o in gc.get_objects() if type(o).__name__ == "RaggedLayer"]
+            assert alive == []
+    finally:
+        gc.enable()
+
+
+def test_many_requests_keep_one_set_of_arenas(model, device):
+    with patched(model) as handle:
+        for seed in range(6):
+            run(model, prompt(device, seed=seed), max_new_tokens=4)
+        gc.collect()
+        alive = [o for o in gc.get_objects() if type(o).__name__ == "RaggedLayer"]
+        assert len(alive) == model.config.num_hidden_layers
+        assert handle.stats()["steps_recorded"] == 1

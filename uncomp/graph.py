@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decode step as one CUDA graph: recorded once, replayed for every further token.
+
+A compressed cache has constant shapes, lengths and positions on the device, so nothing that a step does depends on
+the host. A recording is bound to the memory that it reads and writes: the weights, static inputs, and the arenas of one
+cache. When that cache is dropped, its arenas wait for the next request, which is packed into them if it fits; then the
+recording lives on. Everything else runs the ordinary step, with the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp._extension import warmup
+from uncomp.cache import RaggedLayer
+
+logger = logging.getLogger(__name__)
+MOST_GRAPHS = 4  # recordings that a patched model keeps
+
+
+class CudaRecording:
+    """A function's kernels in a CUDA graph. Recording runs none of them."""
+
+    def __init__(self, function: Callable[[], Any], stream: torch.cuda.Stream, pool: Any) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            # Other threads may go on allocating and launching.
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self.result = function()
+            finally:
+                self._graph.capture_end()
+        current.wait_stream(stream)
+
+    def replay(self) -> None:
+        """Runs the kernels on the current stream."""
+        self._graph.replay()
+
+
+class CudaGraphs:
+    """Records on CUDA devices. Recordings of a device share their scratch memory, so one runs at a time."""
+
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, tuple[torch.cuda.Stream, Any]] = {}
+        self._last: dict[torch.device, torch.cuda.Stream] = {}
+
+    def record(self, device: torch.device, function: Callable[[], Any]) -> CudaRecording:
+        """Records a function that works on one device."""
+        if device not in self._streams:
+            self._streams[device] = (torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+        warmup(device.index)
+        with torch.cuda.device(device):
+            return CudaRecording(function, *self._streams[device])
+
+    def order(self, device: torch.device) -> None:
+        """Makes the current stream wait for a replay on another one."""
+        current, last = torch.cuda.current_stream(device), self._last.get(device)
+        if last is not None and last != current:
+            current.wait_stream(last)
+        self._last[device] = current
+
+    def scratch_bytes(self) -> int:
+        """Bytes that recordings hold beside inputs and arenas."""
+        pools = {tuple(pool) for _, pool in self._streams.values()}
+        if not pools:
+            return 0
+        segments = torch.cuda.memory_snapshot()
+        return sum(s["total_size"] for s in segments if tuple(s.get("segment_pool_id", ())) in pools)
+
+
+class Once:
+    """A function that is called where a recording would be replayed."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def replay(self) -> None:
+        """Calls it."""
+        self.result = self._function()
+
+
+@dataclass
+class StepGraph:
+    """A recorded step, and the memory that it is bound to."""
+
+    key: tuple
+    recording: Any
+    inputs: dict[str, Tensor]  # static
+    position: Tensor  # [B] int32, real tokens before the current one, as the cache's clock keeps it
+    arenas: list[RaggedLayer]
+    mark: tuple  # of the model, see hf/step.py
+    cache: weakref.ref | None  # state of the cache whose arenas these are; None while they wait for a request
+    generation: int
+    kept: bool = True  # False: a step that runs as it is, this one time
+
+
+class Recordings:
+    """Those of one patched model, least recently used first, and the counts that `stats` shows."""
+
+    def __init__(self, machine: CudaGraphs) -> None:
+        self.machine = machine
+        self.lock = threading.RLock()
+        self.graphs: list[StepGraph] = []
+        self.recorded = self.replayed = self.eager = 0
+        self.reason: str | None = None  # of the last step that was not replayed
+        self._warned: set[str] = set()
+
+    # ---- recordings
+    def find(self, key: tuple, shared) -> StepGraph | None:
+        """The recording that is bound to this cache as it is now."""
+        for graph in self.graphs:
+            if (
+                graph.cache is not None
+                and graph.cache() is shared
+                and graph.generation == shared.generation
+                and graph.key == key
+            ):
+                return graph
+        return None
+
+    def add(self, graph: StepGraph) -> None:
+        """Keeps a recording; the one that was not used for longest goes."""
+        with self.lock:
+            self.graphs = [g for g in self.graphs if not (g.key == graph.key and g.cache == graph.cache)]
+            self.graphs = [*self.graphs, graph][-MOST_GRAPHS:]
+
+    def used(self, graph: StepGraph) -> None:
+        """Moves a recording to the end of the line."""
+        if self.graphs and self.graphs[-1] is not graph:
+            with self.lock:
+                self.graphs = [g for g in self.graphs if g is not graph] + [graph]
+
+    def drop(self, graph: StepGraph) -> None:
+        """Forgets a recording."""
+        with self.lock:
+            self.graphs = [g for g in self.graphs if g is not graph]
+
+    def clear(self) -> None:
+        """Forgets all recordings, and their memory."""
+        with self.lock:
+            self.graphs = []
+
+    # ---- arenas of dropped caches
+    def bury(self, shared) -> None:
+        """A cache was dropped: arenas that a recording is bound to wait for the next one, all others are freed."""
+        with self.lock:
+            kept = []
+            for graph in self.graphs:
+                if graph.cache is None or graph.cache() is not shared:
+                    kept.append(graph)
+                elif graph.generation == shared.generation and not shared.clock.broken:
+                    graph.cache = None
+                    kept.append(graph)
+            self.graphs = kept
+        shared.layers, shared.waiting = [], []  # layers know their cache: without this only a collection frees them
+
+    def take(self, index: int, made: RaggedLayer, shared) -> RaggedLayer:
+        """Where a layer that was just packed is to stay: a waiting arena that it fits, else itself.
+
+        Args:
+            index: of the layer among the compressed ones. made: the packed layer.
+        """
+        with self.lock:
+            if index == 0:
+                waiting = [g for g in self.graphs if g.cache is None]
+                fitting = [g for g in waiting if g.arenas[0].fits(made)]
+                shared.claimed = fitting[-1] if fitting else None
+                # Others would hold memory that this request needs.
+                self.graphs = [g for g in self.graphs if g.cache is not None or g is shared.claimed]
+                for graph in self.graphs:
+                    if graph is shared.claimed:
+                        graph.cache = weakref.ref(shared)
+            claimed = shared.claimed
+            if claimed is None:
+                return made
+            arena = claimed.arenas[index]
+            if not arena.fits(made):
+                self.drop(claimed)
+                shared.claimed = None
+                return made
+            arena.copy_(made)
+            if index == len(claimed.arenas) - 1:
+                claimed.generation, shared.claimed = shared.generation, None
+            return arena
+
+    # ---- why not
+    def give_up(self, reason: str, *, loud: bool = True) -> None:
+        """A step runs without a recording."""
+        self.eager += 1
+        self.reason = reason
+        if loud and reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning("uncomp: decode steps run without a CUDA graph: %s", reason)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stands in for the forward of a text stack: replays a recorded decode step where there is one, else runs the forward.
+
+`generate` calls the model as ever; embedding, layers and the last norm are replayed, the output matrix and sampling
+stay where they are. Where a step cannot be recorded the ordinary one runs, with the same result, and the reason is
+kept in words.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp.graph import Once, Recordings, StepGraph
+from uncomp.hf.cache import SharedState, forget_pending
+
+_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
+_HOST_ROPE = ("dynamic", "longrope")  # rotary types that choose frequencies on the host, by the longest position
+_HARMLESS = "output_capturing_hook"  # transformers' own: does nothing unless outputs are asked for, which is refused
+
+
+class Step:
+    """The decode step of one patched model; `run` is what its text stack's forward becomes.
+
+    Args:
+        stack: the module that owns the decoder layers; its forward as it is now is what steps run.
+        recordings: where recorded steps are kept.
+        why_not: why steps of this model are never recorded, or None. asked: because the user wants it so.
+        compiled: True compiles the step.
+        active: the state of the cache whose forward this thread is in, or None.
+    """
+
+    def __init__(
+        self,
+        stack: torch.nn.Module,
+        recordings: Recordings,
+        why_not: str | None,
+        active: Callable[[], SharedState | None],
+        *,
+        asked: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.stack, self.recordings, self.why_not, self.active = stack, recordings, why_not, active
+        self.asked = asked
+        self._had_forward = "forward" in vars(stack)
+        self.forward = stack.forward
+        # One graph, no guesses about shapes: a step's are constant.
+        self.one_token = torch.compile(self.forward, dynamic=False) if compiled else self.forward
+        self._warm: set[tuple] = set()  # keys whose step ran once: libraries have chosen and loaded their kernels
+        self._failed: dict[tuple, str] = {}  # keys whose recording failed, and why
+        self._mark: tuple | None = None  # of the model when it was judged last
+        self._model_obstacle: str | None = None
+        self._removed = False
+
+        @functools.wraps(self.forward)
+        def run(*args, **kwargs):
+            return self.run(*args, **kwargs)
+
+        self._wrapper = run
+        stack.forward = run
+
+    def remove(self) -> None:
+        """Gives the stack its forward back; if somebody wrapped ours, it only hands calls on from now on."""
+        self._removed = True
+        if vars(self.stack).get("forward") is not self._wrapper:
+            return
+        if self._had_forward:
+            self.stack.forward = self.forward
+        else:
+            del self.stack.forward
+
+    # ---- the stack's forward
+    def run(self, *args, **kwargs) -> Any:
+        """The stack's forward, replayed where this is a decode step that is recorded."""
+        shared = None if self._removed else self.active()
+        if shared is None or shared.clock.chunk is None or shared.clock.chunk.lengths is not None:
+            return self.forward(*args, **kwargs)
+        if shared.recording:  # a step that calls the whole model, see hf/loop.py
+            return self.one_token(*args, **kwargs)
+        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        states = given.get("inputs_embeds")
+        kind = "input_ids" if states is None else "inputs_embeds"
+        states = given[kind]
+        reason = self.obstacle(shared) or _argument(given, self.stack)
+        if reason is not None:
+            self.recordings.give_up(reason, loud=states.is_cuda and not self.asked)
+            return self.forward(*args, **kwargs)
+        positions = given.get("position_ids")
+
+        def make() -> tuple[dict[str, Tensor], Callable[[], Any]]:
+            inputs = {
+                "states": self.static(states.shape, states.dtype, states.device),
+                "positions": self.static((states.shape[0], 1), torch.int64, states.device),
+            }
+
+            def step() -> tuple[Tensor, type]:
+                out = self.one_token(
+                    **{kind: inputs["states"]},
+                    attention_mask=None,
+                    position_ids=inputs["positions"],
+                    past_key_values=self.active().cache(),  # no reference to it stays behind
+                    use_cache=True,
+                )
+                return out.last_hidden_state, type(out)
+
+            return inputs, step
+
+        graph = self.prepare((kind, tuple(states.shape), states.dtype), shared, make)
+        graph.inputs["states"].copy_(states)
+        if positions is None:
+            graph.inputs["positions"].fill_(shared.clock.columns)
+        else:
+            graph.inputs["positions"].copy_(positions)
+        hidden, output = self.replay(graph, shared)
+        return output(last_hidden_state=hidden.clone(), past_key_values=given["past_key_values"])
+
+    @staticmethod
+    def static(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros that every mode may write to: a copy into an inference tensor would be refused later."""
+        with torch.inference_mode(False):
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+    def replay(self, graph: StepGraph, shared: SharedState) -> Any:
+        """Runs a prepared step of a cache on the current stream; gives what the recorded function returned."""
+        self.recordings.machine.order(graph.position.device)
+        shared.recording = True  # the layers count on the host later, see SharedState.settle
+        try:
+            graph.recording.replay()
+        finally:
+            shared.recording = False
+        self.recordings.replayed += graph.kept
+        shared.replayed = True
+        shared.debt += 1
+        return graph.recording.result
+
+    # ---- recordings
+    def prepare(
+        self, key: tuple, shared: SharedState, make: Callable[[], tuple[dict[str, Tensor], Callable[[], Any]]]
+    ) -> StepGraph:
+        """A step that may be replayed once, or more often if it is `kept`: the recording for this cache as it is now.
+
+        The first step of its kind runs as it is, so that libraries choose and load their kernels; so does one that
+        cannot be recorded.
+
+        Args:
+            key: kind of step. make: gives static inputs and the function that is recorded.
+        """
+        key = (*key, torch.is_inference_mode_enabled())
+        if shared.free_slots() == 0:
+            shared.make_room()
+        graph = self._bound(key, shared)
+        if graph is not None:
+            return graph
+        reason = self._failed.get(key)
+        if key not in self._warm:
+            self._warm.add(key)
+            reason = "the first step warms up"
+        inputs, step = make()
+        device = inputs["states"].device
+        position, mark = shared.clock.position(device), ()
+        recording: Any = Once(step)
+        if reason is None:
+            shared.recording = True
+            try:
+                recording, mark = self.recordings.machine.record(device, step), self.mark()
+            except Exception as error:  # whatever forbids a recording: the ordinary step gives the same result
+                text = str(error).strip().split("\n")[0]
+                reason = self._failed[key] = f"recording failed ({type(error).__name__}: {text})"
+            finally:
+                shared.recording = False
+                forget_pending()
+        graph = StepGraph(
+            key,
+            recording,
+            inputs,
+            position,
+            [layer.ragged for layer in shared.layers],
+            mark,
+            weakref.ref(shared),
+            shared.generation,
+            kept=reason is None,
+        )
+        if reason is not None:
+            self.recordings.give_up(reason, loud=key in self._failed)
+            return graph
+        self.recordings.recorded += 1
+        self.recordings.add(graph)
+        shared.checked = graph
+        return graph
+
+    def _bound(self, key: tuple, shared: SharedState) -> StepGraph | None:
+        graph = self.recordings.find(key, shared)
+        if graph is None:
+            return None
+        if shared.checked is not graph:  # once a turn
+            if graph.mark != self.mark():
+                self.recordings.drop(graph)
+                return None
+            shared.checked = graph
+        if shared.clock.position(graph.position.device) is not graph.position:
+            shared.clock.keep_position_in(graph.position)
+        self.recordings.used(graph)
+        return graph
+
+    # ---- what forbids a recording
+    def obstacle(self, shared: SharedState) -> str | None:
+        """Why no step of this model and cache can be recorded now, whatever its arguments; None if it can."""
+        if self.why_not is not None:
+            return self.why_not
+        if torch.is_grad_enabled():
+            return "gradients are on; call under torch.no_grad()"
+        if torch.is_autocast_enabled("cuda"):
+            return "autocast is on"
+        if shared.layers[0].ragged is None:
+            return "nothing is compressed yet"
+        if shared.checked is None:
+            mark = self.mark()
+            if mark != self._mark:
+                self._mark, self._model_obstacle = mark, self._judge()
+        return self._model_obstacle
+
+    def mark(self) -> tuple:
+        """What a recording depends on beside its inputs and arenas: weights, hooks, wrapped forwards, modes."""
+        stack = self.stack
+        tensors = tuple(t.data_ptr() for t in (*stack.parameters(), *stack.buffers()))
+        return tensors, tuple(_foreign(stack)), stack.training, stack.config._attn_implementation
+
+    def _judge(self) -> str | None:
+        stack = self.stack
+        devices = {t.device for t in (*stack.parameters(), *stack.buffers())}
+        wanted = self.recordings.machine.device_type
+        if any(device.type != wanted for device in devices):
+            return f"the model is not on a {wanted} device"
+        if len(devices) > 1:
+            return "the model lies on several devices"
+        found = next(_foreign(stack), None)
+        if found is not None:
+            return f"a replay would skip the {found}"
+        rope = getattr(stack.config, "rope_parameters", None) or {}
+        kinds = {rope.get("rope_type")} | {v.get("rope_type") for v in rope.values() if isinstance(v, dict)}
+        if kinds & set(_HOST_ROPE):
+            return f"rotary embeddings of type {', '.join(kinds & set(_HOST_ROPE))} read positions on the host"
+        return None
+
+
+def _argument(given: dict[str, Any], stack: torch.nn.Module) -> str | None:
+    for name, value in given.items():
+        if name not in _ARGUMENTS and name != "return_dict" and value is not None and value is not False:
+            return f"the forward was called with {name}"
+    if given.get("return_dict") is False:
+        return "the forward was called with return_dict=False"
+    if stack.config.output_hidden_states or stack.config.output_attentions:
+        return "the model's config asks for hidden states or attention weights"
+    return None
+
+
+def _foreign(stack: torch.nn.Module) -> Iterator[str]:
+    """Names of hooks and wrapped forwards inside the stack, other than transformers' and our own."""
+    for name, module in stack.named_modules():
+        if module is stack:
+            continue
+        where = f"{name} ({type(module).__name__})"
+        if "forward" in vars(module):
+            yield f"wrapped forward of {where}"
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if getattr(hook, "__name__", "") != _HARMLESS:
+                yield f"hook on {where}"
