@@ -12,7 +12,7 @@ from uncomp.report import cache_stats
 
 if TYPE_CHECKING:
     from uncomp.hf.attention import UncompCache
-    from uncomp.patching import PatchHandle, patch
+    from uncomp.patching import PatchHandle, generate, patch
 
 __all__ = [
     "PatchHandle",
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cache_stats",
+    "generate",
     "known_policies",
     "limits",
     "ops",
@@ -35,6 +36,7 @@ __all__ = [
 _NEEDS_TRANSFORMERS = {
     "UncompCache": "uncomp.hf.attention",
     "PatchHandle": "uncomp.patching",
+    "generate": "uncomp.patching",
     "patch": "uncomp.patching",
 }
 

@@ -53,16 +53,22 @@ class CudaGraphs:
     device_type = "cuda"
 
     def __init__(self) -> None:
-        self._streams: dict[torch.device, tuple[torch.cuda.Stream, Any]] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._pools: dict[torch.device, Any] = {}
+        self._alive: dict[torch.device, weakref.WeakSet[CudaRecording]] = {}
         self._last: dict[torch.device, torch.cuda.Stream] = {}
 
     def record(self, device: torch.device, function: Callable[[], Any]) -> CudaRecording:
         """Records a function that works on one device."""
         if device not in self._streams:
-            self._streams[device] = (torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+            self._streams[device], self._alive[device] = torch.cuda.Stream(device), weakref.WeakSet()
+        if not self._alive[device]:  # torch gives a pool up with its last recording
+            self._pools[device] = torch.cuda.graph_pool_handle()
         warmup(device.index)
         with torch.cuda.device(device):
-            return CudaRecording(function, *self._streams[device])
+            recording = CudaRecording(function, self._streams[device], self._pools[device])
+        self._alive[device].add(recording)
+        return recording
 
     def order(self, device: torch.device) -> None:
         """Makes the current stream wait for a replay on another one."""
@@ -73,7 +79,7 @@ class CudaGraphs:
 
     def scratch_bytes(self) -> int:
         """Bytes that recordings hold beside inputs and arenas."""
-        pools = {tuple(pool) for _, pool in self._streams.values()}
+        pools = {tuple(self._pools[device]) for device, alive in self._alive.items() if alive}
         if not pools:
             return 0
         segments = torch.cuda.memory_snapshot()

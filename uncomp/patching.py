@@ -10,15 +10,18 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from uncomp.config import UncompConfig
 from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
 from uncomp.hf.cache import SharedState, UncompCache, new_layers
+from uncomp.hf.loop import Choice, Loop
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
@@ -55,6 +58,27 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
     if getattr(stack, _MARK, None) is not None:
         raise ValueError("uncomp.patch: the model is patched already; call .remove() on its handle first")
     return PatchHandle(model, stack, config, facts)
+
+
+def generate(
+    model: torch.nn.Module, input_ids: Tensor, *args: Any, config: UncompConfig | None = None, **kwargs: Any
+) -> Tensor:
+    """Generates with a compressed cache, the loop on the device; arguments as `PatchHandle.generate`.
+
+    A model that is patched already keeps its patch, and its recorded steps; another one is patched for this call.
+
+    Args:
+        config: how to compress, for a model that is not patched; default UncompConfig().
+    Raises:
+        ValueError: a config for a model that is patched already; and as `patch` and `PatchHandle.generate`.
+    """
+    handle = getattr(family_of(model.config).text_stack(model), _MARK, None)
+    if handle is None:
+        with patch(model, config) as handle:
+            return handle.generate(input_ids, *args, **kwargs)
+    if config is not None:
+        raise ValueError("uncomp.generate: the model is patched already; leave out config, or remove the patch")
+    return handle.generate(input_ids, *args, **kwargs)
 
 
 class PatchHandle:
@@ -123,6 +147,62 @@ class PatchHandle:
         """An empty cache for this model and config, to be passed as past_key_values."""
         return UncompCache(self._model, self.config)
 
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """Generates with sampling and stop tests on the device; the host reads tokens in blocks.
+
+        Gives the tokens of stock `generate` where it is greedy, with fewer options. One prompt a call: for further
+        turns on one cache use the model's own `generate`.
+
+        Args:
+            input_ids: [B, S] int64, on the model's device; padded on the left.
+            attention_mask: [B, S], 1 at real tokens; None if all are.
+            max_new_tokens: the most to generate, at least 1.
+            do_sample: draw tokens, from torch's default generator; else the most likely ones.
+            temperature, top_k, top_p: of the distribution that is drawn from; applied in this order.
+            eos_token_id: tokens that end a sequence; default: the model's. An empty sequence for none.
+            pad_token_id: what ended sequences are filled with; default: the model's, else its first end token, else 0.
+            on_tokens: called with each block of new tokens, [B, n] int64 on the CPU.
+        Returns:
+            [B, S + n] int64, n <= max_new_tokens: fewer where all sequences ended.
+        Raises:
+            ValueError: an argument out of its range, by name.
+        """
+        if input_ids.dim() != 2 or input_ids.numel() == 0 or input_ids.dtype != torch.int64:
+            got = f"{list(input_ids.shape)} {input_ids.dtype}"
+            raise ValueError(f"uncomp.generate: input_ids must be [B, S] int64 with at least one token; got {got}")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            wanted, got = list(input_ids.shape), list(attention_mask.shape)
+            raise ValueError(f"uncomp.generate: attention_mask must be {wanted} as input_ids is; got {got}")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(
+                f"uncomp.generate: max_new_tokens must be an integer of at least 1; got {max_new_tokens!r}"
+            )
+        defaults = self._model.generation_config
+        eos = defaults.eos_token_id if eos_token_id is None else eos_token_id
+        eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(int(token) for token in eos)
+        pad = defaults.pad_token_id if pad_token_id is None else pad_token_id
+        pad = (eos[0] if eos else 0) if pad is None else pad
+        choice = Choice(do_sample, temperature, top_k, top_p, eos, pad)
+        cache = DynamicCache(config=self._model.config)  # as stock generate makes it: a compiled step serves both
+        out = Loop(self._model, self._step, self._enter).run(
+            input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens
+        )
+        self._ledger = ledger_of(cache)
+        return out
+
     def stats(self) -> dict[str, Any]:
         """What the last forward's cache stores, or stored before it was dropped; see `uncomp.cache_stats`.
 
@@ -148,6 +228,13 @@ class PatchHandle:
     def release(self) -> None:
         """Frees recorded steps and the memory that they keep between requests; the next request records anew."""
         self._recordings.clear()
+
+    def _enter(self, shared: SharedState | None) -> None:
+        """This thread runs forwards of a cache that are begun and counted elsewhere; None: no more."""
+        before, self._active.shared = getattr(self._active, "shared", None), shared
+        for state in (before, shared):
+            if state is not None:
+                state.hooked = state is shared
 
     # ---- hooks
     def _begin(self, stack, args, kwargs):
@@ -186,11 +273,7 @@ class PatchHandle:
             return
         self._active.shared = None
         shared.hooked = False
-        if (
-            output is None
-            or shared.waiting
-            or not (shared.replayed or shared.complete())
-        ):
+        if output is None or shared.waiting or not (shared.replayed or shared.complete()):
             shared.clock.fail()
             return
         prompt = shared.clock.chunk.lengths is not None

@@ -150,7 +150,8 @@ class Clock:
         self._position[tensor.device] = tensor
 
     def advance(self, steps: int) -> None:
-        """Counts decode steps that ran elsewhere and advanced `position` themselves."""
+        """Counts decode steps that advanced `position` themselves; the forward that was begun is over."""
+        self.chunk = None
         self.columns += steps
         self.steps += steps
 

@@ -49,8 +49,8 @@ class Step:
         self.asked = asked
         self._had_forward = "forward" in vars(stack)
         self.forward = stack.forward
-        # One graph, no guesses about shapes: a step's are constant.
-        self.one_token = torch.compile(self.forward, dynamic=False) if compiled else self.forward
+        self._compiled = compiled
+        self._by_batch: dict[int, Callable[..., Any]] = {}
         self._warm: set[tuple] = set()  # keys whose step ran once: libraries have chosen and loaded their kernels
         self._failed: dict[tuple, str] = {}  # keys whose recording failed, and why
         self._mark: tuple | None = None  # of the model when it was judged last
@@ -81,14 +81,14 @@ class Step:
         if shared is None or shared.clock.chunk is None or shared.clock.chunk.lengths is not None:
             return self.forward(*args, **kwargs)
         if shared.recording:  # a step that calls the whole model, see hf/loop.py
-            return self.one_token(*args, **kwargs)
+            return self.one_token(**(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs))
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         states = given.get("inputs_embeds")
         kind = "input_ids" if states is None else "inputs_embeds"
         states = given[kind]
         reason = self.obstacle(shared) or _argument(given, self.stack)
         if reason is not None:
-            self.recordings.give_up(reason, loud=states.is_cuda and not self.asked)
+            self.recordings.give_up(reason, loud=self._loud(reason, (), states.device))
             return self.forward(*args, **kwargs)
         positions = given.get("position_ids")
 
@@ -101,10 +101,8 @@ class Step:
             def step() -> tuple[Tensor, type]:
                 out = self.one_token(
                     **{kind: inputs["states"]},
-                    attention_mask=None,
                     position_ids=inputs["positions"],
                     past_key_values=self.active().cache(),  # no reference to it stays behind
-                    use_cache=True,
                 )
                 return out.last_hidden_state, type(out)
 
@@ -119,6 +117,23 @@ class Step:
         hidden, output = self.replay(graph, shared)
         return output(last_hidden_state=hidden.clone(), past_key_values=given["past_key_values"])
 
+    def one_token(self, **kwargs) -> Any:
+        """The stack's forward for one token a sequence, compiled where that was asked for."""
+        # The same arguments whoever calls: others are off, and would only make torch.compile start again.
+        kwargs = {name: kwargs[name] for name in _ARGUMENTS if kwargs.get(name) is not None}
+        kwargs["use_cache"] = True
+        if not self._compiled:
+            return self.forward(**kwargs)
+        states = kwargs.get("inputs_embeds")
+        batch = (kwargs["input_ids"] if states is None else states).shape[0]
+        kind = min(batch, 2)
+        if kind not in self._by_batch:
+            # Shapes are constant, so nothing is guessed. With one sequence a product reads its matrix once, which a
+            # generated reduction does faster than cuBLAS: this option makes it one, and tunes it.
+            options = {"coordinate_descent_tuning": True} if kind == 1 else {}
+            self._by_batch[kind] = torch.compile(self.forward, dynamic=False, options=options)
+        return self._by_batch[kind](**kwargs)
+
     @staticmethod
     def static(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros that every mode may write to: a copy into an inference tensor would be refused later."""
@@ -127,7 +142,8 @@ class Step:
 
     def replay(self, graph: StepGraph, shared: SharedState) -> Any:
         """Runs a prepared step of a cache on the current stream; gives what the recorded function returned."""
-        self.recordings.machine.order(graph.position.device)
+        if graph.kept:
+            self.recordings.machine.order(graph.position.device)
         shared.recording = True  # the layers count on the host later, see SharedState.settle
         try:
             graph.recording.replay()
@@ -140,7 +156,11 @@ class Step:
 
     # ---- recordings
     def prepare(
-        self, key: tuple, shared: SharedState, make: Callable[[], tuple[dict[str, Tensor], Callable[[], Any]]]
+        self,
+        key: tuple,
+        shared: SharedState,
+        make: Callable[[], tuple[dict[str, Tensor], Callable[[], Any]]],
+        obstacle: str | None = None,
     ) -> StepGraph:
         """A step that may be replayed once, or more often if it is `kept`: the recording for this cache as it is now.
 
@@ -148,16 +168,16 @@ class Step:
         cannot be recorded.
 
         Args:
-            key: kind of step. make: gives static inputs and the function that is recorded.
+            key: kind of step. make: gives static inputs and the function that is recorded. obstacle: why it must not.
         """
         key = (*key, torch.is_inference_mode_enabled())
         if shared.free_slots() == 0:
             shared.make_room()
-        graph = self._bound(key, shared)
+        graph = self._bound(key, shared) if obstacle is None else None
         if graph is not None:
             return graph
-        reason = self._failed.get(key)
-        if key not in self._warm:
+        reason = obstacle or self._failed.get(key)
+        if reason is None and key not in self._warm:
             self._warm.add(key)
             reason = "the first step warms up"
         inputs, step = make()
@@ -186,12 +206,16 @@ class Step:
             kept=reason is None,
         )
         if reason is not None:
-            self.recordings.give_up(reason, loud=key in self._failed)
+            self.recordings.give_up(reason, loud=self._loud(reason, key, device))
             return graph
         self.recordings.recorded += 1
         self.recordings.add(graph)
         shared.checked = graph
         return graph
+
+    def _loud(self, reason: str, key: tuple, device: torch.device) -> bool:
+        """Whether a user should hear of it: not on a CPU, not where it was asked for, not of a warm-up."""
+        return key in self._failed or (device.type == "cuda" and not self.asked and "warms up" not in reason)
 
     def _bound(self, key: tuple, shared: SharedState) -> StepGraph | None:
         graph = self.recordings.find(key, shared)

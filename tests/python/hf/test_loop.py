@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""handle.generate: the tokens of stock generate on the same patched model, recorded or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+from graph_support import ReplayMachine
+
+import uncomp
+from uncomp.hf.loop import BLOCK, Choice
+from uncomp.testing import tiny_model, tiny_model_types
+
+pytestmark = pytest.mark.hf
+NEW = 2 * BLOCK + 5
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The tiny model on every device that a test asks for."""
+    return {}
+
+
+@pytest.fixture
+def model(models, device):
+    if device not in models:
+        models[device] = tiny_model("llama").to(device)
+    return models[device]
+
+
+def prompt(device: str, batch: int = 1, columns: int = 90, seed: int = 1):
+    return torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def padded(device: str, columns: int = 90):
+    ids = prompt(device, 3, columns)
+    mask = torch.ones_like(ids)
+    for row, pads in ((1, 1), (2, columns - 57)):
+        ids[row, :pads], mask[row, :pads] = 0, 0
+    return ids, mask
+
+
+def patched(model, **options):
+    handle = uncomp.patch(model, uncomp.UncompConfig(**{"budget": 48, **options}))
+    if model.device.type == "cpu" and options.get("graph") != "off":
+        ReplayMachine(handle)
+    return handle
+
+
+# ---- values
+@pytest.mark.parametrize("graph", ["auto", "off"])
+@pytest.mark.parametrize(
+    "options", [{}, {"decode": "grow", "max_new_tokens": 9}, {"policy": "full"}, {"policy": "h2o"}], ids=str
+)
+def test_greedy_tokens_are_those_of_stock_generate(model, device, options, graph):
+    ids, mask = padded(device)
+    with patched(model, graph=graph, **options) as handle:
+        want = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW)
+        before = handle.stats()["steps_replayed"]
+        for _ in range(2):
+            assert torch.equal(handle.generate(ids, mask, max_new_tokens=NEW), want)
+        stats = handle.stats()
+    assert stats["steps_replayed"] - before == (0 if graph == "off" else 2 * (NEW - 1) - 1)
+
+
+@pytest.mark.parametrize("kind", tiny_model_types())
+def test_every_family(device, kind):
+    family = tiny_model(kind).to(device)
+    with patched(family, skip_sliding=True) as handle:
+        want = family.generate(prompt(device), do_sample=False, max_new_tokens=9)
+        assert torch.equal(handle.generate(prompt(device), max_new_tokens=9), want)
+
+
+@pytest.mark.parametrize("new", [1, 2, BLOCK, BLOCK + 1])
+def test_every_length(model, device, new):
+    with patched(model) as handle:
+        want = model.generate(prompt(device), do_sample=False, max_new_tokens=new)
+        assert torch.equal(handle.generate(prompt(device), max_new_tokens=new), want)
+
+
+def test_ends_where_stock_generate_ends(model, device):
+    ids, mask = padded(device)
+    with patched(model) as handle:
+        free = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW)[:, ids.shape[1] :]
+        for eos in ([int(free[0, 20])], [int(t) for t in free[:, 9]], [int(free[0, 0])], [int(t) for t in free[:, 0]]):
+            want = model.generate(
+                ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, eos_token_id=eos, pad_token_id=0
+            )
+            got = handle.generate(ids, mask, max_new_tokens=NEW, eos_token_id=eos, pad_token_id=0)
+            assert torch.equal(got, want), eos
+
+
+def test_blocks_arrive_in_order(model, device):
+    seen = []
+    with patched(model) as handle:
+        out = handle.generate(prompt(device), max_new_tokens=NEW, on_tokens=seen.append)
+    assert [block.shape[1] for block in seen] == [1, BLOCK, BLOCK, 4]
+    assert torch.equal(torch.cat(seen, 1), out[:, -NEW:].cpu())
+
+
+# ---- sampling
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -float("inf")]]).expand(20000, -1)
+    wants = {
+        Choice(True): logits[0].softmax(-1),
+        Choice(True, temperature=0.5): (2 * logits[0]).softmax(-1),
+        Choice(True, top_k=2): torch.tensor([2.0, 1.0]).softmax(-1),
+        Choice(True, top_p=0.85): torch.tensor([2.0, 1.0]).softmax(-1),
+        Choice(True, top_p=0.01): torch.tensor([1.0]),
+    }
+    for choice, want in wants.items():
+        share = torch.bincount(choice(logits).flatten(), minlength=5) / 20000
+        torch.testing.assert_close(share[: len(want)], want[:5], atol=0.015, rtol=0)
+        assert share[len(want) :].sum() == 0
+
+
+def test_sampling_repeats_with_the_seed(model, device):
+    with patched(model) as handle:
+        runs = []
+        for seed in (5, 5, 6):
+            torch.manual_seed(seed)
+            runs.append(handle.generate(prompt(device), max_new_tokens=NEW, do_sample=True))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+# ---- memory, turns
+def test_a_failed_request_leaves_the_next_one_alone(model, device):
+    with patched(model) as handle:
+        want = handle.generate(prompt(device), max_new_tokens=NEW)
+
+        def stop(tokens):
+            raise KeyError("enough")
+
+        with pytest.raises(KeyError):
+            handle.generate(prompt(device), max_new_tokens=NEW, on_tokens=stop)
+        assert torch.equal(handle.generate(prompt(device), max_new_tokens=NEW), want)
+
+
+def test_function_patches_for_one_call(model, device):
+    config = uncomp.UncompConfig(budget=48)
+    with uncomp.patch(model, config) as handle:
+        want = handle.generate(prompt(device), max_new_tokens=5)
+        assert torch.equal(uncomp.generate(model, prompt(device), max_new_tokens=5), want)
+        with pytest.raises(ValueError, match="patched already"):
+            uncomp.generate(model, prompt(device), config=config)
+    assert torch.equal(uncomp.generate(model, prompt(device), config=config, max_new_tokens=5), want)
+    assert model.config._attn_implementation != "uncomp"
+
+
+# ---- errors
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1; got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"top_k": -1}, "top_k must be an integer of at least 0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\]; got 1.5"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask must be \[1, 90\] as input_ids is; got \[1, 3\]"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_arguments_that_cannot_be(model, device, options, text):
+    with patched(model) as handle, pytest.raises(ValueError, match=text):
+        handle.generate(prompt(device), **options)
+
+
+def test_prompts_that_are_none(model, device):
+    with patched(model) as handle:
+        for bad in (torch.zeros(1, 0, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4)):
+            with pytest.raises(ValueError, match=r"input_ids must be \[B, S\] int64"):
+                handle.generate(bad.to(device))
