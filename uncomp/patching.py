@@ -20,8 +20,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from uncomp.config import UncompConfig
 from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
-from uncomp.hf.cache import SharedState, UncompCache, new_layers
-from uncomp.hf.loop import Choice, Loop
+from uncomp.hf.cache import UncompCache, new_layers
+from uncomp.hf.loop import Loop, check_prompt, choice_for
+from uncomp.hf.shared import SharedState
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
@@ -180,22 +181,16 @@ class PatchHandle:
         Raises:
             ValueError: an argument out of its range, by name.
         """
-        if input_ids.dim() != 2 or input_ids.numel() == 0 or input_ids.dtype != torch.int64:
-            got = f"{list(input_ids.shape)} {input_ids.dtype}"
-            raise ValueError(f"uncomp.generate: input_ids must be [B, S] int64 with at least one token; got {got}")
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            wanted, got = list(input_ids.shape), list(attention_mask.shape)
-            raise ValueError(f"uncomp.generate: attention_mask must be {wanted} as input_ids is; got {got}")
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(
-                f"uncomp.generate: max_new_tokens must be an integer of at least 1; got {max_new_tokens!r}"
-            )
-        defaults = self._model.generation_config
-        eos = defaults.eos_token_id if eos_token_id is None else eos_token_id
-        eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(int(token) for token in eos)
-        pad = defaults.pad_token_id if pad_token_id is None else pad_token_id
-        pad = (eos[0] if eos else 0) if pad is None else pad
-        choice = Choice(do_sample, temperature, top_k, top_p, eos, pad)
+        choice = choice_for(
+            self._model,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+        )
+        check_prompt(input_ids, attention_mask, max_new_tokens)
         cache = DynamicCache(config=self._model.config)  # as stock generate makes it: a compiled step serves both
         out = Loop(self._model, self._step, self._enter).run(
             input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens

@@ -9,7 +9,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from uncomp.hf.cache import UncompCache, take_pending
+from uncomp.hf.cache import UncompCache
+from uncomp.hf.shared import take_pending
 
 __all__ = ["UncompCache", "attention_forward", "attention_mask"]
 

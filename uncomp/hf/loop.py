@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncomp.hf.cache import SharedState
+from uncomp.hf.shared import SharedState
 from uncomp.hf.step import Step
 
 BLOCK = 16  # tokens that the host reads at once
@@ -64,6 +64,27 @@ class Choice:
             share = share.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), 0.0)
         # The largest of share / exponential noise: a draw without torch.multinomial, which reads its input back.
         return (share / torch.empty_like(share).exponential_()).argmax(-1, keepdim=True)
+
+
+def choice_for(model: torch.nn.Module, *, eos_token_id: Any, pad_token_id: int | None, **options: Any) -> Choice:
+    """A Choice whose end and padding tokens default to the model's, the padding then to the first end token, then 0."""
+    defaults = model.generation_config
+    eos = defaults.eos_token_id if eos_token_id is None else eos_token_id
+    eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(int(token) for token in eos)
+    pad = defaults.pad_token_id if pad_token_id is None else pad_token_id
+    return Choice(eos=eos, pad=(eos[0] if eos else 0) if pad is None else pad, **options)
+
+
+def check_prompt(ids: Tensor, mask: Tensor | None, most: int) -> None:
+    """Refuses what cannot be a prompt."""
+    if ids.dim() != 2 or ids.numel() == 0 or ids.dtype != torch.int64:
+        got = f"{list(ids.shape)} {ids.dtype}"
+        raise ValueError(f"uncomp.generate: input_ids must be [B, S] int64 with at least one token; got {got}")
+    if mask is not None and mask.shape != ids.shape:
+        wanted, got = list(ids.shape), list(mask.shape)
+        raise ValueError(f"uncomp.generate: attention_mask must be {wanted} as input_ids is; got {got}")
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"uncomp.generate: max_new_tokens must be an integer of at least 1; got {most!r}")
 
 
 class Loop:

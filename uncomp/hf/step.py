@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from uncomp.graph import Once, Recordings, StepGraph
-from uncomp.hf.cache import SharedState, forget_pending
+from uncomp.hf.shared import SharedState, forget_pending
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
 _HOST_ROPE = ("dynamic", "longrope")  # rotary types that choose frequencies on the host, by the longest position

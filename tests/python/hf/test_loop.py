@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from graph_support import ReplayMachine
+from graph_support import ReplayMachine, padded, prompt
 
 import uncomp
 from uncomp.hf.loop import BLOCK, Choice
@@ -28,18 +28,6 @@ def model(models, device):
     if device not in models:
         models[device] = tiny_model("llama").to(device)
     return models[device]
-
-
-def prompt(device: str, batch: int = 1, columns: int = 90, seed: int = 1):
-    return torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-def padded(device: str, columns: int = 90):
-    ids = prompt(device, 3, columns)
-    mask = torch.ones_like(ids)
-    for row, pads in ((1, 1), (2, columns - 57)):
-        ids[row, :pads], mask[row, :pads] = 0, 0
-    return ids, mask
 
 
 def patched(model, **options):

@@ -6,21 +6,15 @@ On the CPU a recording is a stand-in that calls the step again; what is tested t
 
 from __future__ import annotations
 
-import gc
-import logging
-
 import pytest
 import torch
 
 pytest.importorskip("transformers")
-from graph_support import ReplayMachine
+from graph_support import NEW, both, padded, patched, prompt, run
 
-import uncomp
 from uncomp.testing import tiny_model, tiny_model_types
 
 pytestmark = pytest.mark.hf
-NEW = 14
-SMALL = {"budget": 48, "groups": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,43 +28,6 @@ def model(models, device):
     if device not in models:
         models[device] = tiny_model("llama").to(device)
     return models[device]
-
-
-def prompt(device: str, batch: int = 1, columns: int = 90, seed: int = 1):
-    return torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-def padded(device: str, columns: int = 90):
-    ids = prompt(device, 3, columns)
-    mask = torch.ones_like(ids)
-    for row, pads in ((1, 1), (2, columns - 57)):
-        ids[row, :pads], mask[row, :pads] = 0, 0
-    return ids, mask
-
-
-def run(model, ids, mask=None, **kwargs):
-    mask = torch.ones_like(ids) if mask is None else mask
-    return model.generate(ids, attention_mask=mask, **{"max_new_tokens": NEW, "do_sample": False, **kwargs})
-
-
-def patched(model, *, record: bool = True, **options):
-    """A patched model whose steps are recorded, on a CPU by the stand-in; or whose steps never are."""
-    options = {**SMALL, **options}
-    handle = uncomp.patch(model, uncomp.UncompConfig(**options, graph="auto" if record else "off"))
-    if record and model.device.type == "cpu":
-        handle.machine = ReplayMachine(handle)
-    return handle
-
-
-def both(model, call, **options):
-    """What a call gives with recorded steps, checked against the same call without; and the stats of the first."""
-    with patched(model, record=False, **options) as handle:
-        want = call(handle)
-        assert handle.stats()["steps_replayed"] == 0
-    with patched(model, **options) as handle:
-        got, stats = call(handle), handle.stats()
-    assert torch.equal(got, want)
-    return stats
 
 
 POLICIES = {
@@ -266,115 +223,6 @@ def test_another_default_dtype(model, device):
             torch.set_default_dtype(torch.float32)
 
     assert both(model, call)["steps_replayed"] == NEW - 2
-
-
-# ---- reasons for ordinary steps
-def reason_of(model, device, change=lambda handle: None, **options):
-    with patched(model, **options) as handle:
-        change(handle)
-        run(model, prompt(device))
-        stats = handle.stats()
-    assert stats["steps_replayed"] == 0
-    return stats["eager_reason"]
-
-
-def test_the_reason_is_told_and_logged_once(model, device, caplog):
-    def fail(handle):
-        handle._recordings.machine.record = lambda *a: (_ for _ in ()).throw(RuntimeError("no graphs today\nmore"))
-
-    with caplog.at_level(logging.WARNING, "uncomp"):
-        text = reason_of(model, device, fail)
-    assert text == "recording failed (RuntimeError: no graphs today)"
-    assert [r.getMessage() for r in caplog.records] == [f"uncomp: decode steps run without a CUDA graph: {text}"]
-
-
-def test_a_hook_inside_the_stack_is_not_skipped(model, device):
-    calls = []
-    hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: calls.append(1))
-    try:
-        text = reason_of(model, device)
-    finally:
-        hook.remove()
-    assert text == "a replay would skip the hook on layers.1.mlp (LlamaMLP)"
-    assert len(calls) == NEW
-
-
-def test_a_hook_that_comes_later_is_not_skipped(model, device):
-    with patched(model) as handle:
-        run(model, prompt(device))
-        calls = []
-        hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: calls.append(1))
-        run(model, prompt(device))
-        hook.remove()
-        assert len(calls) == NEW
-        replayed = handle.stats()["steps_replayed"]
-        run(model, prompt(device))
-        assert handle.stats()["steps_replayed"] > replayed
-
-
-def test_graph_off(model, device):
-    with patched(model, record=False) as handle:
-        run(model, prompt(device))
-        stats = handle.stats()
-    assert (stats["steps_replayed"], stats["eager_reason"]) == (0, 'the configuration says graph="off"')
-
-
-def test_gradients_are_an_ordinary_step(model, device):
-    with patched(model) as handle:
-        out = model(prompt(device), use_cache=True)
-        model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values)
-        assert handle.stats()["eager_reason"] == "gradients are on; call under torch.no_grad()"
-
-
-def test_outputs_that_a_replay_cannot_give(model, device):
-    with patched(model) as handle:
-        out = run(model, prompt(device), output_hidden_states=True, return_dict_in_generate=True)
-        assert len(out.hidden_states) == NEW
-        assert handle.stats()["eager_reason"] == "the forward was called with output_hidden_states"
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_rotary_embeddings_that_read_positions_on_the_host(device, kind):
-    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 2048}
-    if kind == "longrope":
-        rope |= {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
-    other = tiny_model("llama", rope_parameters=rope).to(device)
-    assert reason_of(other, device) == f"rotary embeddings of type {kind} read positions on the host"
-
-
-# ---- memory
-def test_remove_and_release_forget_all(model, device):
-    with patched(model) as handle:
-        run(model, prompt(device))
-        assert len(handle._recordings.graphs) == 1
-        handle.release()
-        assert not handle._recordings.graphs
-        run(model, prompt(device))
-    assert not handle._recordings.graphs
-    assert "forward" not in vars(model.model)
-
-
-def test_a_cache_that_is_dropped_is_freed_at_once(model, device):
-    gc.collect()
-    gc.disable()  # a cycle would keep it
-    try:
-        with patched(model, record=False) as handle:
-            run(model, prompt(device))
-            assert handle.cache is None
-            alive = [o for o in gc.get_objects() if type(o).__name__ == "RaggedLayer"]
-            assert alive == []
-    finally:
-        gc.enable()
-
-
-def test_many_requests_keep_one_set_of_arenas(model, device):
-    with patched(model) as handle:
-        for seed in range(6):
-            run(model, prompt(device, seed=seed), max_new_tokens=4)
-        gc.collect()
-        alive = [o for o in gc.get_objects() if type(o).__name__ == "RaggedLayer"]
-        assert len(alive) == model.config.num_hidden_layers
-        assert handle.stats()["steps_recorded"] == 1
 
 
 # ---- compiled steps

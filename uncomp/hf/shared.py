@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers of one cache have in common, and the slot in which a layer's new keys wait for the attention."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from uncomp.compressor import Compressor, Measured
+from uncomp.config import UncompConfig
+from uncomp.graph import Recordings, StepGraph
+from uncomp.hf.clock import Clock
+from uncomp.policies import make_policy
+from uncomp.types import CacheShape
+
+if TYPE_CHECKING:
+    from uncomp.hf.cache import UncompLayer
+
+_pending = threading.local()
+
+
+def leave_pending(layer: UncompLayer, key: Tensor) -> None:
+    """Leaves a layer for the attention function that gets this very key next.
+
+    Raises:
+        RuntimeError: nobody took what this cache left before: the model runs another attention.
+    """
+    stale = getattr(_pending, "slot", None)
+    _pending.slot = None
+    if stale is not None:  # nobody took it: another attention ran, or an exception came in between
+        stale[0].shared.clock.abandon()
+    if stale is not None and stale[0].shared is layer.shared:
+        raise RuntimeError(
+            'uncomp: an UncompCache needs attn_implementation="uncomp": call '
+            'model.set_attn_implementation("uncomp"), or use uncomp.patch(model, config)'
+        )
+    _pending.slot = (layer, key)
+
+
+def take_pending(key: Tensor) -> UncompLayer | None:
+    """The layer whose `update` returned this very key tensor, once."""
+    slot = getattr(_pending, "slot", None)
+    if slot is None:
+        return None
+    layer, kept_key = slot
+    if kept_key is not key:
+        layer.shared.clock.fail()
+        _pending.slot = None
+        raise NotImplementedError(
+            "uncomp: the model changed the keys between the cache and the attention; its layers cannot be compressed"
+        )
+    _pending.slot = None
+    return layer
+
+
+def forget_pending() -> None:
+    """Drops what an `update` left behind that no attention took."""
+    _pending.slot = None
+
+
+class SharedState:
+    """What the layers of one cache have in common."""
+
+    def __init__(self, config: UncompConfig, shape: CacheShape, managed: Sequence[int]) -> None:
+        self.config, self.shape, self.managed = config, shape, list(managed)
+        self.compressor = Compressor(config, shape, make_policy(config, shape))
+        self.clock = Clock()
+        self.hooked = False  # a hook on the model begins and commits the forwards
+        self.recordings: Recordings | None = None  # of a patched model
+        self.cache: weakref.ref | None = None  # the cache whose state this is, where it is a patched model's
+        self.recording = False  # a step is being recorded: nothing runs, so nothing is counted
+        self.replayed = False  # the step of the current forward was a replay
+        self.debt = 0  # replayed steps that the layers have not counted yet
+        self.generation = 0  # how often memory of a layer moved
+        self.claimed: StepGraph | None = None  # arenas that this prompt is packed into
+        self.checked: StepGraph | None = None  # recording that was found valid since the last prompt or turn
+        self._free: int | None = None  # see free_slots
+        self.layers: list[UncompLayer] = []
+        self.waiting: list[Measured] = []  # a plan over the whole model: layers that are still dense
+
+    def __deepcopy__(self, memo) -> SharedState:
+        """A copy without the memory of recorded steps."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.recordings = twin.cache = twin.claimed = twin.checked = None
+        for name in ("clock", "layers", "waiting"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
+        return twin
+
+    def settle(self) -> None:
+        """Lets the layers count the steps that were replayed."""
+        steps, self.debt, self._free = self.debt, 0, None
+        for layer in self.layers if steps else ():
+            layer.finished += steps
+            layer.ragged.count(steps)
+
+    def complete(self) -> bool:
+        """True if every layer has taken in the forward that is running."""
+        columns = self.clock.columns + self.clock.chunk.tokens
+        return all(layer.finished == columns for layer in self.layers)
+
+    def free_slots(self) -> int | None:
+        """Tokens that every row can take in before it must be enlarged; None where rows keep their length."""
+        if not self.config.grows:
+            return None
+        if self._free is None:
+            self._free = min(layer.ragged.free for layer in self.layers)
+        return self._free - self.debt
+
+    def make_room(self) -> None:
+        """Gives every row a free slot, with decode="grow"."""
+        self.settle()
+        for layer in self.layers:
+            layer.make_room(1)
