@@ -21,6 +21,7 @@ from uncomp.config import UncompConfig
 from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
 from uncomp.hf.cache import UncompCache, new_layers
+from uncomp.hf.chunks import ChunkedMlps
 from uncomp.hf.loop import Loop, check_prompt, choice_for
 from uncomp.hf.shared import SharedState
 from uncomp.hf.step import Step
@@ -112,6 +113,7 @@ class PatchHandle:
             asked=config.graph == "off",
             compiled=config.compile == "step",
         )
+        self._mlps = ChunkedMlps(family_of(model.config).mlp(layer) for layer in stack.layers)
         self._hooks = [
             stack.register_forward_pre_hook(self._begin, with_kwargs=True),
             stack.register_forward_hook(self._commit, with_kwargs=True, always_call=True),
@@ -128,6 +130,7 @@ class PatchHandle:
             hook.remove()
         if self._hooks:
             self._step.remove()
+            self._mlps.remove()
             self._recordings.clear()
             self._model.set_attn_implementation(self._before)
             delattr(self._stack, _MARK)

@@ -101,6 +101,7 @@ MAY_IMPORT = {
         "models",
         "view",
     },
+    "hf.chunks": set(),
     "hf.step": {"graph", "hf.shared"},
     "hf.loop": {"hf.shared", "hf.step"},
     "patching": {
@@ -108,6 +109,7 @@ MAY_IMPORT = {
         "graph",
         "hf.attention",
         "hf.cache",
+        "hf.chunks",
         "hf.loop",
         "hf.shared",
         "hf.step",

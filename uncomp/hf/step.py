@@ -289,7 +289,8 @@ def _foreign(stack: torch.nn.Module) -> Iterator[str]:
         if module is stack:
             continue
         where = f"{name} ({type(module).__name__})"
-        if "forward" in vars(module):
+        wrapped = vars(module).get("forward")
+        if wrapped is not None and not getattr(wrapped, "uncomp", False):
             yield f"wrapped forward of {where}"
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if getattr(hook, "__name__", "") != _HARMLESS:

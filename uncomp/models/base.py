@@ -73,6 +73,10 @@ class Family:
         """The attention module of a decoder layer."""
         return layer.self_attn
 
+    def mlp(self, layer: Any) -> Any:
+        """The MLP of a decoder layer, from [B, S, E] to [B, S, E]."""
+        return layer.mlp
+
     def facts(self, config: Any, uncomp: UncompConfig) -> ModelFacts:
         """Sizes, and which layers are compressed.
 
