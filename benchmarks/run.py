@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times operators, and what is made of them, beside rivals: python benchmarks/run.py --ops select_tokens --json F."""
+"""Times operators, and what is made of them, beside rivals: python benchmarks/run.py --ops select_tokens --json F.
+
+Whole models, of the shape of Llama-3-8B with random weights: python benchmarks/run.py --model decode memory --json F.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 sys.path[:0] = [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]
 sys.path.append(str(BENCHMARKS.parent))
 
+import model_rows  # noqa: E402
 from harness import Case, Plan, Timing, copy_bandwidth, first_line, read_bandwidth, time_entry  # noqa: E402
 
 import uncomp  # noqa: E402
@@ -168,6 +172,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = registry()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ops", nargs="*", metavar="OP", default=[], help="operators to time; default: all")
+    parser.add_argument("--model", nargs="*", metavar="WHAT", help=f"whole models: {', '.join(model_rows.KINDS)}")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument(
         "--compile",
@@ -177,11 +183,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer groups and less time a case")
     options = parser.parse_args(arguments)
+    if options.model is not None:
+        options.model = options.model or list(model_rows.KINDS)
+        for what in options.model:
+            if what not in model_rows.KINDS:
+                parser.error(f"--model: {what!r} is none of {', '.join(model_rows.KINDS)}")
     options.ops = options.ops or list(known)
     for op in options.ops:
         if op not in known:
             parser.error(f"--ops: no bench file for {op!r}; there is one for {', '.join(known)}")
     return options
+
+
+def whole_models(options: argparse.Namespace) -> int:
+    """Runs the benchmarks of a whole model; 1 if one of them failed."""
+    import transformers
+    from engines import llama_3_8b
+
+    shared = {
+        "model": f"Llama-3-8B shape, {options.layers} layers, random weights, bfloat16",
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit(),
+    }
+    rows = []
+    for row in model_rows.rows(options.model, llama_3_8b(options.layers), shared):
+        rows.append(row)
+        print(model_rows.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+        if options.json is not None:  # a long run: what is measured is kept
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{shared['device']}, {shared['model']}, torch {shared['torch']}, commit {shared['commit']}")
+    print(model_rows.table(rows))
+    return 1 if any("error" in row for row in rows) else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("benchmarks need a CUDA device and a build of uncomp with CUDA kernels", file=sys.stderr)
         return 2
     uncomp.warmup()
+    if options.model is not None:
+        return whole_models(options)
     plan = Plan(groups=6, seconds=0.1) if options.quick else Plan()
     shared = machine(plan)
     rows = []
