@@ -9,10 +9,12 @@ recording lives on. Everything else runs the ordinary step, with the same result
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,18 @@ logger = logging.getLogger(__name__)
 MOST_GRAPHS = 4  # recordings that a patched model keeps
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A collection could destroy something of CUDA's, which a recording does not survive."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class CudaRecording:
     """A function's kernels in a CUDA graph. Recording runs none of them."""
 
@@ -33,14 +47,24 @@ class CudaRecording:
         self._graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), _no_collection():
             # Other threads may go on allocating and launching.
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self.result = function()
-            finally:
-                self._graph.capture_end()
+            except BaseException:
+                self._abandon(stream.device_index, pool)
+                raise
+            self._graph.capture_end()
         current.wait_stream(stream)
+
+    def _abandon(self, device: int, pool: Any) -> None:
+        """Ends a recording that failed; what the function raised is the error to show."""
+        with contextlib.suppress(RuntimeError):
+            self._graph.capture_end()
+        # Where that raises, the allocator would go on believing that a recording is under way.
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(device, pool)
 
     def replay(self) -> None:
         """Runs the kernels on the current stream."""

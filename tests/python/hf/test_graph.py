@@ -109,7 +109,7 @@ def test_remove_gives_all_memory_back(model):
 
 
 def test_stats_name_every_byte(model):
-    """What a request leaves allocated is keys, values, state and what recordings hold, up to the allocator's rounding."""
+    """What a request leaves allocated: keys, values, state, what recordings hold, up to the allocator's rounding."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
