@@ -225,6 +225,11 @@ class Recordings:
                 claimed.generation, shared.claimed = shared.generation, None
             return arena
 
+    def waiting_bytes(self) -> int:
+        """Bytes of arenas that wait for the next request."""
+        waiting = [g for g in self.graphs if g.cache is None]
+        return sum(arena.kv_bytes + arena.state_bytes for graph in waiting for arena in graph.arenas)
+
     # ---- why not
     def give_up(self, reason: str, *, loud: bool = True) -> None:
         """A step runs without a recording."""

@@ -221,6 +221,7 @@ class PatchHandle:
             "steps_eager": recordings.eager,
             "eager_reason": recordings.reason,
             "graph_bytes": recordings.machine.scratch_bytes(),
+            "waiting_bytes": recordings.waiting_bytes(),
         }
 
     def release(self) -> None:
@@ -314,7 +315,7 @@ class PatchHandle:
         shared.recordings = self._recordings
         shared.checked = shared.claimed = None
         shared.cache = weakref.ref(cache)
-        weakref.finalize(cache, self._recordings.bury, shared)
+        weakref.finalize(cache, self._recordings.bury, shared).atexit = False
 
     def _why_not(self) -> str | None:
         if self.config.graph == "off":

@@ -232,7 +232,8 @@ class Loop:
         shared.clock.begin(batch, 1, None, None)
         self.enter(shared)
         try:
-            return self.step.prepare(("loop", batch, choice), shared, make, self.step.obstacle(shared))
+            with self.step.recordings.lock:
+                return self.step.prepare(("loop", batch, choice), shared, make, self.step.obstacle(shared))
         finally:
             self.enter(None)
 

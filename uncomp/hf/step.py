@@ -108,14 +108,16 @@ class Step:
 
             return inputs, step
 
-        graph = self.prepare((kind, tuple(states.shape), states.dtype), shared, make)
-        graph.inputs["states"].copy_(states)
-        if positions is None:
-            graph.inputs["positions"].fill_(shared.clock.columns)
-        else:
-            graph.inputs["positions"].copy_(positions)
-        hidden, output = self.replay(graph, shared)
-        return output(last_hidden_state=hidden.clone(), past_key_values=given["past_key_values"])
+        # Recordings share scratch memory, and another one may write where this one leaves its result.
+        with self.recordings.lock:
+            graph = self.prepare((kind, tuple(states.shape), states.dtype), shared, make)
+            graph.inputs["states"].copy_(states)
+            if positions is None:
+                graph.inputs["positions"].fill_(shared.clock.columns)
+            else:
+                graph.inputs["positions"].copy_(positions)
+            hidden, output = self.replay(graph, shared)
+            return output(last_hidden_state=hidden.clone(), past_key_values=given["past_key_values"])
 
     def one_token(self, **kwargs) -> Any:
         """The stack's forward for one token a sequence, compiled where that was asked for."""
@@ -142,14 +144,15 @@ class Step:
 
     def replay(self, graph: StepGraph, shared: SharedState) -> Any:
         """Runs a prepared step of a cache on the current stream; gives what the recorded function returned."""
-        if graph.kept:
-            self.recordings.machine.order(graph.position.device)
-        shared.recording = True  # the layers count on the host later, see SharedState.settle
-        try:
-            graph.recording.replay()
-        finally:
-            shared.recording = False
-        self.recordings.replayed += graph.kept
+        with self.recordings.lock:
+            if graph.kept:
+                self.recordings.machine.order(graph.position.device)
+            shared.recording = True  # the layers count on the host later, see SharedState.settle
+            try:
+                graph.recording.replay()
+            finally:
+                shared.recording = False
+            self.recordings.replayed += graph.kept
         shared.replayed = True
         shared.debt += 1
         return graph.recording.result

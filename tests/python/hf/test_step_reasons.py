@@ -108,7 +108,10 @@ def test_remove_and_release_forget_all(model, device):
     with patched(model) as handle:
         run(model, prompt(device))
         assert len(handle._recordings.graphs) == 1
+        stats = handle.stats()
+        assert stats["waiting_bytes"] == stats["cache_bytes"] + stats["state_bytes"]
         handle.release()
+        assert handle.stats()["waiting_bytes"] == 0
         assert not handle._recordings.graphs
         run(model, prompt(device))
     assert not handle._recordings.graphs
