@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "grouping": {"ops"},
     "budget": {"grouping", "ops"},
     "presets": {"budget", "grouping"},
+    "stages": set(),
     "calibration": set(),
     "calibration.profile": {"entropy", "grouping"},
     "hf": set(),
