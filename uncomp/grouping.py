@@ -71,7 +71,7 @@ def label_votes(rank_votes: Sequence[Sequence[int]], num_groups: int) -> list[li
     return [[sum(votes[a:b]) for a, b in pairwise(edges)] for votes in rank_votes]
 
 
-def groups_from_labels(votes: Sequence[Sequence[int]]) -> list[list[int]]:
+def groups_from_labels(votes: Sequence[Sequence[int]], sizes: Sequence[int] | None = None) -> list[list[int]]:
     """Groups of one layer from how often each row carried each label.
 
     For label 0, 1, ... in turn: of the rows not yet taken, those with the most votes for the label, ties to the lower
@@ -79,17 +79,25 @@ def groups_from_labels(votes: Sequence[Sequence[int]]) -> list[list[int]]:
 
     Args:
         votes: [H][G] votes V[row][label], G at most H.
+        sizes: rows of each group; None takes group_sizes(H, G).
     Returns:
         G lists of rows, each ascending; lowest entropy first.
     Raises:
-        ValueError: no rows, rows of different widths, or G outside 1 .. H.
+        ValueError: no rows, rows of different widths, G outside 1 .. H, or sizes that do not sum to H.
     Source: docs/method.md "Calibration and profiles".
     """
     widths = {len(row) for row in votes}
     if len(widths) != 1:
         raise ValueError(f"uncomp.grouping: votes must be [H][G] with one G; got rows of {sorted(widths)} labels")
     free, groups = list(range(len(votes))), []
-    for label, size in enumerate(group_sizes(len(votes), widths.pop())):
+    num_groups = widths.pop()
+    if sizes is None:
+        sizes = group_sizes(len(votes), num_groups)
+    elif len(sizes) != num_groups or sum(sizes) != len(votes) or min(sizes) < 0:
+        raise ValueError(
+            f"uncomp.grouping: sizes must be {num_groups} numbers that sum to {len(votes)}; got {list(sizes)}"
+        )
+    for label, size in enumerate(sizes):
         taken = sorted(sorted(free, key=lambda row: (-votes[row][label], row))[:size])
         groups.append(taken)
         free = [row for row in free if row not in taken]

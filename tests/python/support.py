@@ -101,13 +101,18 @@ def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
     return same and torch.equal(got.cpu().contiguous().view(torch.uint8), want.cpu().contiguous().view(torch.uint8))
 
 
-def published_votes(name: str) -> list[list[list[int]]]:
-    """votes[layer][head][label] that the paper's authors published; skips the test where the data are not at hand.
+def published_folder() -> Path:
+    """Folder of what the paper's authors published of their head groups; skips the test where it is not at hand.
 
-    They lie in shared/data/uncomp_head_groups beside the repository or above it, and are no part of the project.
+    It is shared/data/uncomp_head_groups beside the repository or above it, and no part of the project.
     """
     for folder in Path(__file__).resolve().parents:
-        path = folder / "shared/data/uncomp_head_groups/votes" / f"{name}.json"
-        if path.exists():
-            return json.loads(path.read_text())["votes"]
-    pytest.skip(f"shared/data/uncomp_head_groups/votes/{name}.json is not on this machine")
+        path = folder / "shared/data/uncomp_head_groups"
+        if path.is_dir():
+            return path
+    pytest.skip("shared/data/uncomp_head_groups is not on this machine")
+
+
+def published_votes(name: str) -> list[list[list[int]]]:
+    """votes[layer][head][label] of one published file; skips the test where the data are not at hand."""
+    return json.loads((published_folder() / "votes" / f"{name}.json").read_text())["votes"]

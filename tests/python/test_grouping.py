@@ -38,6 +38,8 @@ def test_two_groups_are_the_upper_half_by_sum_of_labels():
     assert grouping.groups_from_labels(votes) == [[1, 3], [0, 2, 4]]
     # a tie goes to the lower row
     assert grouping.groups_from_labels([[3, 7], [3, 7], [5, 5], [0, 10]]) == [[0, 2], [1, 3]]
+    # and groups may have sizes of their own, as where one row is deleted
+    assert grouping.groups_from_labels([[3, 7], [3, 7], [5, 5], [0, 10]], [1, 3]) == [[2], [0, 1, 3]]
 
 
 def test_groups_are_taken_from_the_lowest_label_up():
@@ -167,6 +169,8 @@ def test_error_texts():
         grouping.groups_from_labels([])
     with pytest.raises(ValueError, match=r"num_groups must lie in \[1, rows = 1\]; got 2"):
         grouping.groups_from_labels([[1, 0]])
+    with pytest.raises(ValueError, match=r"sizes must be 2 numbers that sum to 2; got \[2, 1\]"):
+        grouping.groups_from_labels([[1, 0], [0, 1]], [2, 1])
     with pytest.raises(ValueError, match=r"groups must hold each row of 0 \.\. H - 1 once"):
         grouping.group_ids([[0, 1], [1]])
     with pytest.raises(ValueError, match="order must be one of ascending, reverse, random; got 'up'"):

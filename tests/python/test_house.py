@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "stages": set(),
     "calibration": set(),
     "calibration.profile": {"entropy", "grouping"},
+    "calibration.votes": {"grouping"},
     "hf": set(),
     "hf.compat": set(),
     "hf.convert": {"hf.compat"},
