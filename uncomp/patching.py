@@ -262,7 +262,7 @@ class PatchHandle:
         shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
         shared.hooked, shared.replayed = True, False
         if shared.clock.chunk.lengths is not None:
-            shared.checked = None
+            shared.checked = shared.verdict = None
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
@@ -313,7 +313,7 @@ class PatchHandle:
     def _register(self, cache, shared: SharedState) -> None:
         """Steps of this cache are recorded here; its arenas come back when it is dropped."""
         shared.recordings = self._recordings
-        shared.checked = shared.claimed = None
+        shared.checked = shared.claimed = shared.verdict = None
         shared.cache = weakref.ref(cache)
         weakref.finalize(cache, self._recordings.bury, shared).atexit = False
 

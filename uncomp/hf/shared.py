@@ -79,6 +79,7 @@ class SharedState:
         self.generation = 0  # how often memory of a layer moved
         self.claimed: StepGraph | None = None  # arenas that this prompt is packed into
         self.checked: StepGraph | None = None  # recording that was found valid since the last prompt or turn
+        self.verdict: tuple[str | None] | None = None  # what forbids recordings of the model, since then too
         self._free: int | None = None  # see free_slots
         self.layers: list[UncompLayer] = []
         self.waiting: list[Measured] = []  # a plan over the whole model: layers that are still dense
@@ -87,7 +88,7 @@ class SharedState:
         """A copy without the memory of recorded steps."""
         twin = copy.copy(self)
         memo[id(self)] = twin
-        twin.recordings = twin.cache = twin.claimed = twin.checked = None
+        twin.recordings = twin.cache = twin.claimed = twin.checked = twin.verdict = None
         for name in ("clock", "layers", "waiting"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         return twin

@@ -53,8 +53,6 @@ class Step:
         self._by_batch: dict[int, Callable[..., Any]] = {}
         self._warm: set[tuple] = set()  # keys whose step ran once: libraries have chosen and loaded their kernels
         self._failed: dict[tuple, str] = {}  # keys whose recording failed, and why
-        self._mark: tuple | None = None  # of the model when it was judged last
-        self._model_obstacle: str | None = None
         self._removed = False
 
         @functools.wraps(self.forward)
@@ -245,11 +243,9 @@ class Step:
             return "autocast is on"
         if shared.layers[0].ragged is None:
             return "nothing is compressed yet"
-        if shared.checked is None:
-            mark = self.mark()
-            if mark != self._mark:
-                self._mark, self._model_obstacle = mark, self._judge()
-        return self._model_obstacle
+        if shared.verdict is None:  # once a turn: it looks at every module
+            shared.verdict = (self._judge(),)
+        return shared.verdict[0]
 
     def mark(self) -> tuple:
         """What a recording depends on beside its inputs and arenas: weights, hooks, wrapped forwards, modes."""
