@@ -106,6 +106,36 @@ def group_weights(num_groups: int, spread: int | float | Fraction | None = None)
     return integer_weights([1 - x + 2 * x * group / (num_groups - 1) for group in range(num_groups)])
 
 
+def entropy_weights(entropy: Tensor, spread: int | float | Fraction | None = None) -> Tensor:
+    """Weights that follow the entropies themselves instead of groups of them: a group for every rank. No host sync.
+
+        s_h = E_h / max E                                        without a spread
+        s_h = 1 - x + 2 x (E_h - min E) / (max E - min E)        with spread x; 1 where all are equal
+
+    Args:
+        entropy: [N, H] float32 statistic of the rows, at least 0; NaN counts as the largest of its sequence.
+        spread: x in [0, 1).
+    Returns:
+        [N, H] int32 on the same device, ascending: the weight of each rank, from 1 to 2^20.
+    Raises:
+        ValueError: x outside [0, 1).
+    Source: docs/method.md "Budget".
+    """
+    if spread is not None and not 0 <= spread < 1:
+        raise ValueError(f"uncomp.budget: spread must lie in [0, 1); got {spread}")
+    known = ~entropy.isnan()
+    value = entropy.double().clamp(min=0.0)
+    most = value.masked_fill(~known, 0.0).amax(1, keepdim=True)
+    value = torch.where(known, value, most).sort(dim=1).values
+    if spread is None:
+        share = value / most
+    else:
+        least = value[:, :1]
+        share = (1 - float(spread) + 2 * float(spread) * (value - least) / (most - least)) / (1 + float(spread))
+    share = torch.nan_to_num(share, nan=1.0)  # all equal, or all zero: 0 / 0
+    return (share * MAX_WEIGHT).round().clamp(1, MAX_WEIGHT).to(torch.int32)
+
+
 def extreme_weights(low: int, mean: int, rows: int, floor: int) -> list[int]:
     """Weights of two groups of which the low one gets exactly `low` tokens a row and the high one the rest.
 

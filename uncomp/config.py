@@ -58,13 +58,14 @@ class UncompConfig:
         groups: groups of rows G; default min(2, rows).
         group_scope: rows are grouped in each "layer" (default) or over the whole "model" at once.
         order: "ascending" (more tokens for more entropy), or the ablations "reverse" and "random".
-        shape: "linear", the name of a preset ("g8", "linear(640,74,8)", ...), or explicit values, lowest entropy
-            first.
-        spread: x of the linear shape in [0, 1); default 1/3 for two groups, else 2/3.
+        shape: "linear", the name of a preset ("g8", "linear(640,74,8)", ...), explicit values, lowest entropy
+            first, or "entropy": no groups, every row in proportion to its own entropy.
+        spread: x of the linear shape in [0, 1); default 1/3 for two groups, else 2/3. With shape="entropy" weights
+            reach from 1 - x (lowest entropy) to 1 + x; default: the entropies themselves.
         extreme: low limit N of two groups; the high group shares the rest.
         layer_shape: "uniform" (default) or "pyramid".
-        entropy_top: eigenvalues k that enter the entropy; default head_dim // 4.
-        entropy_kind: "truncated", "renormalized" or "renyi2".
+        entropy_top: eigenvalues k that enter the entropy; default head_dim // 4. "elbow": that of a profile's spectrum.
+        entropy_kind: "truncated", "renormalized" or "renyi2"; or "variance", to compare the order with.
         reduce_entropy: "mean" or "max" over the query heads of a row.
         window: last queries that score, newest tokens that stay (W); default 8.
         sinks: first tokens that stay; default 0.
@@ -100,8 +101,8 @@ class UncompConfig:
     spread: float | str | None = None
     extreme: int | None = None
     layer_shape: Literal["uniform", "pyramid"] | None = None
-    entropy_top: int | None = None
-    entropy_kind: Literal["truncated", "renormalized", "renyi2"] = "truncated"
+    entropy_top: int | Literal["elbow"] | None = None
+    entropy_kind: Literal["truncated", "renormalized", "renyi2", "variance"] = "truncated"
     reduce_entropy: Literal["mean", "max"] = "mean"
     window: int | None = None
     sinks: int | None = None
@@ -209,7 +210,7 @@ class UncompConfig:
             ("group_scope", ("layer", "model")),
             ("order", ("ascending", "reverse", "random")),
             ("layer_shape", ("uniform", "pyramid")),
-            ("entropy_kind", ("truncated", "renormalized", "renyi2")),
+            ("entropy_kind", ("truncated", "renormalized", "renyi2", "variance")),
             ("reduce_entropy", ("mean", "max")),
             ("pool", ("max", "avg")),
             ("reduce_scores", ("mean", "sum", "max")),
@@ -243,6 +244,9 @@ class UncompConfig:
             value = getattr(self, name)
             if value is None and name in ("groups", "entropy_top", "vote_window", "extreme"):
                 continue
+            if name == "entropy_top" and value == "elbow":
+                self._require("profile", self.profile != "online", 'a file where entropy_top is "elbow"')
+                continue
             whole = isinstance(value, int) and not isinstance(value, bool)
             self._require(name, whole and low <= value <= high, f"an integer from {low} to {high}")
         self._require("pool_width", self.pool_width % 2 == 1, "odd")
@@ -255,7 +259,7 @@ class UncompConfig:
             object.__setattr__(self, "budget", float(1 - Fraction(str(ratio))))
             object.__setattr__(self, "compression_ratio", None)
         if self.budget is None:
-            if self.shape == "linear" or self.policy != "uncomp":
+            if self.shape in ("linear", "entropy") or self.policy != "uncomp":
                 object.__setattr__(self, "budget", DEFAULT_BUDGET)
             else:
                 return  # a named shape carries its own limits

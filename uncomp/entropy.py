@@ -3,6 +3,7 @@
 
 Gives one entropy per cache row, [B, rows] float32, share of ln D.
 Formula: H_k = -sum s ln s over the k largest eigenvalues s of the token covariance; mean or max over a row's heads.
+Beside it the variance of the same vectors, a statistic that the order of rows is compared with.
 docs/method.md "Entropy".
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from uncomp import ops
 
 KINDS = ("truncated", "renormalized", "renyi2")
+STATISTICS = (*KINDS, "variance")  # what rows may be ordered by
 REDUCTIONS = ("mean", "max")
 
 
@@ -84,11 +87,12 @@ def row_entropy(
         query: [B, Hq, S, D] float32, float16 or bfloat16 (on CPU also float64); any strides with D contiguous.
         rows: rows of a sequence: Hkv, or Hq for one row per query head.
         top: eigenvalues k that enter, 1 to D; default a quarter of D. "renyi2" ignores it: all D enter.
-        kind: "truncated", "renormalized" or "renyi2".
+        kind: "truncated", "renormalized", "renyi2"; or "variance", which is no entropy and has no top.
         reduce: "mean" or "max" over the Hq / rows query heads of a row.
         first, length: [B] int32, first real token and number of real tokens; default: all are real.
     Returns:
-        [B, rows] float32, share of ln D. NaN where a real token of one of the row's heads holds NaN or Inf.
+        [B, rows] float32, share of ln D (variance: squared units of the query). NaN where a real token of one of the
+        row's heads holds NaN or Inf.
     Raises:
         TypeError: query not floating point.
         ValueError: a wrong shape, rows that do not divide Hq, top outside 1 .. D, an unknown kind or reduction.
@@ -96,13 +100,35 @@ def row_entropy(
     """
     if query.dim() != 4:
         raise ValueError(f"uncomp.entropy: query must have shape [B, Hq, S, D]; got {list(query.shape)}")
-    if kind not in KINDS:
-        raise ValueError(f"uncomp.entropy: kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if kind not in STATISTICS:
+        raise ValueError(f"uncomp.entropy: kind must be one of {', '.join(STATISTICS)}; got {kind!r}")
     dim = query.shape[3]
     wanted = default_top(dim) if top is None else top
     if not 1 <= wanted <= dim:
         raise ValueError(f"uncomp.entropy: top must lie in [1, D = {dim}]; got {top}")
+    if kind == "variance":
+        return reduce_heads(head_variance(query, first, length), rows, reduce)
     wanted = dim if kind == "renyi2" else wanted
     spectrum = ops.matrix_spectrum(query, wanted, first=first, length=length)
     entropy, _ = ops.matrix_entropy(spectrum, wanted, dim, kind=kind)
     return reduce_heads(entropy, rows, reduce).float()
+
+
+def head_variance(query: Tensor, first: Tensor | None = None, length: Tensor | None = None) -> Tensor:
+    """Variance of the vectors of each head over the real tokens, mean over the channels. No host sync.
+
+    Args:
+        query: [B, H, S, D] of any floating dtype. first, length: as row_entropy.
+    Returns:
+        [B, H] float32, squared units of the query; 0 for a head without tokens, NaN where a real token holds NaN.
+    Source: docs/method.md "Grouping".
+    """
+    if first is None or length is None:
+        return query.float().var(dim=2, correction=0).mean(-1) if query.shape[2] else query.float().sum((2, 3))
+    column = torch.arange(query.shape[2], device=query.device)
+    live = (column >= first.unsqueeze(1)) & (column < (first + length).unsqueeze(1))
+    live = live[:, None, :, None]
+    count = length.clamp(min=1).view(-1, 1, 1, 1)
+    states = query.float().masked_fill(~live, 0.0)  # padding may hold NaN
+    centred = (states - states.sum(2, keepdim=True) / count).masked_fill(~live, 0.0)
+    return (centred.square().sum(2, keepdim=True) / count).mean(-1).squeeze(-1)

@@ -118,7 +118,7 @@ def test_error_texts():
         entropy.row_entropy(query, 4, top=9)
     with pytest.raises(ValueError, match=r"top must lie in \[1, D = 8\]; got 0"):
         entropy.row_entropy(query, 4, top=0)
-    with pytest.raises(ValueError, match="kind must be one of truncated, renormalized, renyi2; got 'renyi'"):
+    with pytest.raises(ValueError, match="kind must be one of truncated, renormalized, renyi2, variance; got 'renyi'"):
         entropy.row_entropy(query, 4, kind="renyi")
     with pytest.raises(ValueError, match="reduce must be one of mean, max; got 'sum'"):
         entropy.row_entropy(query, 2, reduce="sum")

@@ -8,11 +8,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from uncomp import budget, grouping, presets
 from uncomp.calibration.profile import HeadProfile, ModelFacts
-from uncomp.entropy import default_top, row_entropy
+from uncomp.entropy import default_top, reduce_heads, row_entropy
 from uncomp.policies.base import Policy, register_policy
 from uncomp.types import PlanRequest
 from uncomp.view import LayerView, PromptView
@@ -37,18 +38,21 @@ class UNComp(Policy):
         super().__init__(config, shape)
         self.scope = config.group_scope
         self.whole = config.group_scope == "model"
+        self.continuous = config.shape == "entropy"  # every row has a weight of its own
         self.rows = shape.rows * (shape.num_layers if self.whole else 1)  # rows that are cut into groups together
         self.named = self._named()
         self.num_groups = [len(self._values(layer)) for layer in range(shape.num_layers)]
         self._weights = self._fixed_weights()
         self._check_extreme()
         self._profile = None if config.profile == "online" else self._read_profile()
+        self._entropies: dict[torch.device, Tensor] = {}  # [L, rows] of the profile
 
     # ---- the order of the rows
     def statistic(self, view: LayerView) -> Tensor | None:
         """[B, rows] float32, entropy as a share of ln D; None where a profile, the lot or a single group decides."""
         config = self.config
-        if self._profile is not None or config.order == "random" or max(self.num_groups) == 1:
+        lot = config.order == "random" and not self.continuous
+        if self._profile is not None or lot or max(self.num_groups) == 1:
             return None
         if not isinstance(view, PromptView):
             raise TypeError("uncomp: the order of heads is measured on a prompt; got a view of stored rows")
@@ -66,8 +70,9 @@ class UNComp(Policy):
         """[B, N] int32, group of every row, 0 = lowest entropy."""
         config, layer = self.config, 0 if self.whole else request.layers[0]
         count = self.num_groups[layer]
-        if request.statistic is not None and count > 1:
-            return grouping.groups_online(request.statistic, count, config.order, config.seed, layer)
+        statistic = self._statistic_of(request)
+        if statistic is not None and count > 1:
+            return grouping.groups_online(statistic, count, config.order, config.seed, layer)
         ids = grouping.int32_on(request.device, self._host_groups(layer))
         return ids.repeat(len(request.lengths), 1)
 
@@ -80,6 +85,16 @@ class UNComp(Policy):
         elif self._profile is not None:
             ids = self._profile.groups(layer, count, config.rows)
         return tuple(grouping.ordered(ids, count, config.order, seed=config.seed, layer=layer))
+
+    def _statistic_of(self, request: PlanRequest) -> Tensor | None:
+        """[B, N] float32: measured, or where rows have weights of their own the profile's; else None."""
+        if not self.continuous or self._profile is None:
+            return request.statistic
+        if request.device not in self._entropies:
+            heads = torch.tensor(self._profile.entropy, dtype=torch.float64)  # [L, Hq]
+            rows = reduce_heads(heads, self.shape.rows, self._profile.run.reductions.get("entropy", "mean"))
+            self._entropies[request.device] = rows.float().to(request.device)
+        return self._entropies[request.device][request.layers].flatten().repeat(len(request.lengths), 1)
 
     def _read_profile(self) -> HeadProfile:
         profile, config, shape = _load(self.config.profile), self.config, self.shape
@@ -99,17 +114,20 @@ class UNComp(Policy):
 
     def limits(self, request: PlanRequest) -> Tensor:
         """[B, N] int32; a sequence's row sums to its total exactly."""
+        config = self.config
         layer = 0 if self.whole else request.layers[0]
         weights = self._weights[layer]
-        if weights is None:
+        if self.continuous and self.rows > 1:
+            weights = budget.entropy_weights(self._statistic_of(request), _spread(config.spread))
+        elif weights is None:
             table = [self._weights_of(layer, n, t) for n, t in zip(request.lengths, request.totals, strict=True)]
             weights = grouping.int32_on(request.device, tuple(w for row in table for w in row)).view(len(table), -1)
-        return budget.limits(self.groups(request), weights, request.lengths, request.totals, self.config.floor)
+        return budget.limits(self.groups(request), weights, request.lengths, request.totals, config.floor)
 
     def _named(self) -> presets.Shape | None:
         """The shape that says tokens group by group; None for the linear one."""
         config = self.config
-        if config.shape == "linear":
+        if config.shape == "linear" or (config.shape == "entropy" and config.extreme is None):
             return None
         if config.extreme is not None:
             raise ValueError(f"uncomp: extreme makes a shape of its own; leave shape at 'linear', not {config.shape!r}")
@@ -134,6 +152,10 @@ class UNComp(Policy):
                 raise ValueError(
                     f"uncomp: groups must be {len(self.named.values)}, as shape {config.shape} has; got {config.groups}"
                 )
+        elif self.continuous:
+            if config.groups is not None:
+                raise ValueError(f'uncomp: groups must be left out where shape is "entropy"; got {config.groups}')
+            values = (None,) * self.rows
         else:
             count = 2 if config.extreme is not None else min(2, self.rows)
             if config.extreme is not None and config.groups not in (None, 2):
@@ -149,6 +171,9 @@ class UNComp(Policy):
         config, layers = self.config, self.shape.num_layers
         if config.extreme is not None:
             return [None] * layers
+        if self.continuous:
+            budget.group_weights(1, _spread(config.spread))  # refuses a spread outside [0, 1)
+            return [[1]] * layers  # of a single row; more are weighed by their entropies
         if self.named is None:
             return [budget.group_weights(self.num_groups[0], _spread(config.spread))] * layers
         weights = []

@@ -88,6 +88,24 @@ def test_extreme():
     assert limits_of(ASCENDING, 1000, budget=0.1, extreme=12) == [12] * 4 + [188] * 4
 
 
+def test_budgets_by_the_entropy_of_each_row():
+    entropy = [0.4, 0.1, 0.3, 0.2]
+    assert limits_of(entropy, 4096, shape="entropy", budget=100) == [160, 40, 120, 80]
+    assert limits_of(entropy, 4096, shape="entropy", budget=100, order="reverse") == [40, 160, 80, 120]
+    dealt = limits_of(entropy, 4096, shape="entropy", budget=100, order="random", seed=3)
+    assert sorted(dealt) == [40, 80, 120, 160]
+    assert limits_of([0.5, 0.3, 0.4], 4096, shape="entropy", spread=0.5, budget=100) == [150, 50, 100]
+    assert limits_of([0.2, 0.2, 0.2], 4096, shape="entropy", spread=0.5, budget=100) == [100, 100, 100]
+    assert limits_of([math.nan, 0.4, 0.2, math.nan], 4096, shape="entropy", budget=70) == [80, 80, 40, 80]
+    assert limits_of([0.0, 0.0], 4096, shape="entropy", budget=70) == [70, 70]
+    assert limits_of([0.9, 0.0001], 4096, shape="entropy", budget=70) == [132, 8]  # the floor
+    assert limits_of([0.9, 0.3], 100, shape="entropy", budget=70) == [100, 40]  # no more than the prompt has
+    assert limits_of([0.9, 0.3], 50, shape="entropy", budget=70) == [90, 50]  # at least the whole prompt
+    assert limits_of([0.7], 4096, shape="entropy", budget=70) == [70]
+    both = limits_of([0.4, 0.1, 0.3, 0.2], 4096, layers=2, shape="entropy", group_scope="model", budget=100)
+    assert both == [160, 40, 120, 80]
+
+
 def test_groups_over_the_whole_model():
     entropy = [0.5, 0.1, 0.9, 0.2, 0.8, 0.3]  # 3 layers of 2 rows
     assert limits_of(entropy, 4096, layers=3, group_scope="model", budget=90) == [120, 60, 120, 60, 120, 60]
@@ -222,6 +240,36 @@ def test_model_groups_of_a_profile(profile):
     assert sum(int(layer.limit.sum()) for layer in run.layers) == 9 * 40
 
 
+def test_budgets_by_the_entropies_of_a_profile(profile):
+    config = UncompConfig(budget=40, profile=profile, shape="entropy")
+    run = Run(config, shape_of(config), [150, 90])
+    for layer, held in enumerate(run.layers):
+        assert held.limit[0].tolist() == held.limit[1].tolist() and held.limit.sum(1).tolist() == [120, 120]
+        assert int(held.limit[0].argmax()) == layer
+    whole = UncompConfig(budget=40, profile=profile, shape="entropy", group_scope="model")
+    assert sum(int(layer.limit[0].sum()) for layer in Run(whole, shape_of(whole), [150]).layers) == 9 * 40
+
+
+def test_the_elbow_of_a_profile(profile):
+    config = UncompConfig(profile=profile, entropy_top="elbow")
+    with pytest.raises(ValueError, match="k must be 4, as the profile was made with; got 'elbow' = 16"):
+        make_policy(config, shape_of(config))
+    with pytest.raises(ValueError, match="profile must be a file where entropy_top is \"elbow\"; got 'online'"):
+        UncompConfig(entropy_top="elbow")
+
+
+def test_an_order_by_variance():
+    config = UncompConfig(budget=40, groups=3, entropy_kind="variance")
+    shape = shape_of(config)
+    run = Run(config, shape, [150, 60])  # padding holds NaN
+    for layer, held in enumerate(run.layers):
+        for b, n in enumerate([150, 60]):
+            heads = run.stories[b].query[layer, :, :n].double().var(1, correction=0).mean(1)
+            want = heads.view(3, 2).mean(1).float()
+            torch.testing.assert_close(held.statistic[b], want, rtol=1e-5, atol=0)
+            assert held.limit[b].argsort().tolist() == want.argsort().tolist()
+
+
 def test_a_foreign_profile_is_refused(profile):
     config = UncompConfig(profile=profile)
     with pytest.raises(ValueError, match="L of the model must be 3"):
@@ -251,6 +299,9 @@ def test_a_foreign_profile_is_refused(profile):
         ({"extreme": 12, "groups": 3}, "groups must be 2 where extreme is given; got 3"),
         ({"extreme": 4}, "extreme must lie between window + sinks = 8"),
         ({"extreme": 500}, "extreme must lie between window + sinks = 8 and the mean of 384"),
+        ({"shape": "entropy", "groups": 2}, 'groups must be left out where shape is "entropy"; got 2'),
+        ({"shape": "entropy", "extreme": 12}, "leave shape at 'linear'"),
+        ({"shape": "entropy", "spread": 1.0}, "spread must lie in [0, 1)"),
         ({"spread": "wide"}, "spread must be a number in [0, 1)"),
         ({"spread": 1.0}, "spread must lie in [0, 1)"),
     ],
