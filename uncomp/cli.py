@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `uncomp info` and `uncomp generate`. It parses and prints; uncomp/generation.py does the work."""
+"""The command line: `uncomp info`, `uncomp generate`, and commands in files of their own. It parses and prints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
+from uncomp import cli_show
 from uncomp.config import UncompConfig, known_policies
 
 BAD_INPUT = 2
@@ -94,6 +95,7 @@ def _arguments() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
     _model_arguments(generate)
     _cache_arguments(generate)
+    cli_show.add(commands)
     return parser
 
 

@@ -5,29 +5,11 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
+from uncomp.figures import base
+
 _COLOURS = {"full": "#999999", "compressed": "#0072B2"}  # told apart in grey and by every kind of colour blindness
-
-
-def check(path: str | os.PathLike[str]) -> None:
-    """Says before the work whether `draw` can write this file.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no folder of that name, or an ending that is no picture.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ImportError as error:
-        raise ImportError(f"uncomp.figures: a figure needs matplotlib ({error}); pip install matplotlib") from error
-    path = Path(path)
-    known = sorted(FigureCanvasAgg.get_supported_filetypes())
-    if path.suffix.lstrip(".").lower() not in known:
-        raise ValueError(f'uncomp.figures: figure must end in one of {", ".join(known)}; got "{path}"')
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f'uncomp.figures: figure "{path}" cannot be written: "{path.parent}" must be a folder')
 
 
 def draw(report: Any, path: str | os.PathLike[str], *, full: Any = None, title: str = "") -> None:
@@ -39,26 +21,22 @@ def draw(report: Any, path: str | os.PathLike[str], *, full: Any = None, title: 
         full: the report of the full cache, whose bytes are shown if given; else the bytes it would have.
         title: a line over the figure.
     Raises:
-        ImportError, ValueError: as `check`; ValueError for a report without rows.
+        ImportError, ValueError: as `figures.check`; ValueError for a report without rows.
     """
-    check(path)
+    base.check(path)
     if not report.stored:
         raise ValueError("uncomp.figures: report must be of a compressed cache; it has no stored tokens by head")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tables = [("stored tokens", report.stored, "cividis")]
     if report.entropy is not None:
         tables.insert(0, ("entropy of the queries, share of ln D", report.entropy, "viridis"))
     height = min(12.0, max(4.2, 1.6 + 0.16 * len(report.stored)))
-    figure = Figure(figsize=(4.2 * len(tables) + 3.6, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = base.new_figure(4.2 * len(tables) + 3.6, height)
     axes = figure.subplots(1, len(tables) + 1, squeeze=False)[0]
     for axis, (label, table, colours) in zip(axes, tables, strict=False):
         _heat(figure, axis, table, label, colours)
     _bytes(axes[-1], report, full)
     figure.suptitle(title or f"{report.policy}: {report.prompt_tokens} prompt tokens, {report.new_tokens} new ones")
-    figure.savefig(path, dpi=150)
+    base.save(figure, path)
 
 
 def _heat(figure: Any, axis: Any, table: list[list[float]], label: str, colours: str) -> None:

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of compressed caches and of head profiles; matplotlib is imported when one is drawn, not before.
+
+`draw` writes the figure of one run. The others return a matplotlib Figure, which a notebook shows and `save` writes.
+"""
+
+from uncomp.figures.base import check, formats, save
+from uncomp.figures.compare import bars, correlation
+from uncomp.figures.profile import entropy_map, group_map, layer_curve, spectrum_decay
+from uncomp.figures.run import draw
+
+__all__ = [
+    "bars",
+    "check",
+    "correlation",
+    "draw",
+    "entropy_map",
+    "formats",
+    "group_map",
+    "layer_curve",
+    "save",
+    "spectrum_decay",
+]
