@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 from uncomp import ops, policies
 from uncomp._extension import build_info, limits, raise_device_errors, warmup
 from uncomp._version import __version__
+from uncomp.calibration.profile import HeadProfile
 from uncomp.config import UncompConfig, known_policies
 from uncomp.policies import Policy, register_policy
 from uncomp.report import cache_stats
 
 if TYPE_CHECKING:
+    from uncomp.calibration.collect import calibrate
     from uncomp.hf.attention import UncompCache
     from uncomp.patching import PatchHandle, generate, patch
 
 __all__ = [
+    "HeadProfile",
     "PatchHandle",
     "Policy",
     "UncompCache",
@@ -22,6 +25,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cache_stats",
+    "calibrate",
     "generate",
     "known_policies",
     "limits",
@@ -36,6 +40,7 @@ __all__ = [
 _NEEDS_TRANSFORMERS = {
     "UncompCache": "uncomp.hf.attention",
     "PatchHandle": "uncomp.patching",
+    "calibrate": "uncomp.calibration.collect",
     "generate": "uncomp.patching",
     "patch": "uncomp.patching",
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
-from uncomp import cli_show
+from uncomp import cli_calibrate, cli_show
+from uncomp.calibration import files
 from uncomp.config import UncompConfig, known_policies
 
 BAD_INPUT = 2
@@ -95,6 +96,7 @@ def _arguments() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
     _model_arguments(generate)
     _cache_arguments(generate)
+    cli_calibrate.add(commands)
     cli_show.add(commands)
     return parser
 
@@ -127,7 +129,7 @@ def _cache_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--group-scope", choices=("layer", "model"), help="where heads are grouped")
     group.add_argument("--order", choices=("ascending", "reverse", "random"), help="of the groups; two are ablations")
     group.add_argument("--shape", type=_shape, help='budgets over the groups: linear, a preset, or "128,256,..."')
-    group.add_argument("--profile", help="a calibrated profile instead of this prompt's entropies")
+    group.add_argument("--profile", help="a calibrated profile, by file or name, instead of this prompt's entropies")
     group.add_argument("--preset", choices=("tuned",), help="a combination of settings under one name")
     group.add_argument("--window", type=int, help="newest tokens, which score and stay")
     group.add_argument("--sinks", type=int, help="first tokens that stay")
@@ -186,16 +188,16 @@ def _generate(args: argparse.Namespace, progress: _Progress) -> int:
     text = _prompt(args)
     given = {name: getattr(args, name) for name in _CONFIG if getattr(args, name) is not None}
     config = UncompConfig(**given)
-    if args.profile not in (None, "online") and not Path(args.profile).is_file():
+    if args.profile not in (None, "online") and not files.locate(args.profile).is_file():
         raise ValueError(f'uncomp generate: profile "{args.profile}" is no file')
     if args.figure is not None:
         from uncomp import figures
 
         figures.check(args.figure)
-    device = _device(args.device)
 
-    from uncomp.hf.environment import best_dtype, quiet
+    from uncomp.hf.environment import best_device, best_dtype, quiet
 
+    device = best_device(args.device)
     quiet(silent=not progress.shown)
     from uncomp import generation
     from uncomp.hf.load import load_model
@@ -234,17 +236,6 @@ def _prompt(args: argparse.Namespace) -> str:
     if not text.strip():
         raise ValueError(f"uncomp generate: {source} is empty")
     return text
-
-
-def _device(wanted: str | None) -> str:
-    import torch
-
-    built = uncomp.build_info()["cuda"]
-    if wanted is None:
-        return "cuda" if built and torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and torch.cuda.is_available() and not built:
-        raise ValueError(f"uncomp generate: --device {wanted} needs a build with CUDA kernels; this one has none")
-    return wanted
 
 
 # ---- what is printed

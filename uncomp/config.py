@@ -54,7 +54,8 @@ class UncompConfig:
             stays. Default 384, or what a named `shape` says. 1.0 stores everything.
         compression_ratio: share removed, in [0, 1): another way to say budget = 1 - ratio.
         rows: "kv_head" (native GQA storage) or "query_head" (the paper's reference: g times the memory).
-        profile: "online" (order of heads from this prompt's queries) or a HeadProfile file.
+        profile: "online" (order of heads from this prompt's queries), a HeadProfile file, or the name of one that comes
+            with the package.
         groups: groups of rows G; default min(2, rows).
         group_scope: rows are grouped in each "layer" (default) or over the whole "model" at once.
         order: "ascending" (more tokens for more entropy), or the ablations "reverse" and "random".
@@ -64,7 +65,8 @@ class UncompConfig:
             reach from 1 - x (lowest entropy) to 1 + x; default: the entropies themselves.
         extreme: low limit N of two groups; the high group shares the rest.
         layer_shape: "uniform" (default) or "pyramid".
-        entropy_top: eigenvalues k that enter the entropy; default head_dim // 4. "elbow": that of a profile's spectrum.
+        entropy_top: eigenvalues k that enter the entropy; default head_dim // 4, or the profile's. "elbow": that of a
+            profile's spectrum.
         entropy_kind: "truncated", "renormalized" or "renyi2"; or "variance", to compare the order with.
         reduce_entropy: "mean" or "max" over the query heads of a row.
         window: last queries that score, newest tokens that stay (W); default 8.

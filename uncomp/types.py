@@ -19,6 +19,10 @@ class CacheShape:
     num_kv_heads: int
     head_dim: int
     rows: int  # cache rows of a sequence and layer: num_kv_heads, or num_q_heads with rows="query_head"
+    layers: tuple[int, ...] = ()  # which of the model's layers are compressed; empty: all there are
+    model_layers: int = 0  # layers of the model, compressed or not; 0: as many as are compressed
+    model_type: str = ""  # as in its config; with config_hash what a profile is compared with; empty: not known
+    config_hash: str = ""
 
 
 @dataclass

@@ -5,12 +5,14 @@ import dataclasses
 import json
 import random
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support import published_votes
 
-from uncomp.calibration import profile as module
+from uncomp.calibration import files
 from uncomp.calibration.profile import CalibrationRun, HeadProfile, ModelFacts, config_hash, from_votes
 
 FACTS = ModelFacts(type="llama", L=3, Hq=4, Hkv=2, D=8, hash=config_hash({"hidden_size": 32}))
@@ -56,12 +58,13 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_the_schema(tmp_path):
     made().save(tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text())
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert set(data) == {
         "format", "model", "run", "entropy", "entropy_full", "spectrum", "curve", "rank_votes",
+        "entropy_spread", "erank", "erank_spread", "stability", "elbow",
     }  # fmt: skip
     assert set(data["model"]) == {"type", "L", "Hq", "Hkv", "D", "hash"}
-    assert set(data["run"]) == {"samples", "seqlen", "seed", "k", "kind", "reductions", "tensor", "sha256"}
+    assert set(data["run"]) == {"samples", "seqlen", "seed", "k", "kind", "reductions", "tensor", "rope", "sha256"}
     assert data["run"]["tensor"] == "query"
     assert set(data["rank_votes"]) == {"kv_head", "query_head"}
 
@@ -74,7 +77,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module.os, "replace", broken)
+    monkeypatch.setattr(files.os, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
         made(curve=[1, 2, 3]).save(path)
     assert path.read_bytes() == before
@@ -98,7 +101,7 @@ def test_a_cut_off_file_is_refused(tmp_path, share):
         (b"PK\x03\x04", "is not a whole JSON file"),
         (b"[1, 2]", "is not a head profile: it has no entry named format"),
         (b"{}", "is not a head profile: it has no entry named format"),
-        (b'{"format": 2}', "has format 2; this version reads 1"),
+        (b'{"format": 3}', "has format 3; this version reads 1 and 2"),
         (b'{"format": 1, "votes": []}', r"is not a head profile: missing \['curve', .*\], unknown \['votes'\]"),
     ],
 )
@@ -147,6 +150,139 @@ def test_a_missing_file_is_the_usual_error(tmp_path):
         HeadProfile.load(tmp_path / "none.json")
 
 
+def test_format_1_is_read(tmp_path):
+    made().save(tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text()) | {"format": 1}
+    for name in ("entropy_spread", "erank", "erank_spread", "stability", "elbow"):
+        del data[name]
+    del data["run"]["rope"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert HeadProfile.load(tmp_path / "old.json") == made()
+    (tmp_path / "mixed.json").write_text(json.dumps(data | {"erank": None}))
+    with pytest.raises(ValueError, match=r"unknown \['erank'\]"):
+        HeadProfile.load(tmp_path / "mixed.json")
+
+
+FULL = {
+    "entropy_spread": [[0.01] * 4] * 3,
+    "erank": [[2.5] * 4] * 3,
+    "erank_spread": [[0.5] * 4] * 3,
+    "stability": {"kv_head": {"layer": 0.5, "model": 1}, "query_head": {"layer": None, "model": -0.25}},
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "text"),
+    [
+        ("erank", [[1.0] * 4], r"erank must have shape \[3, 4\]"),
+        ("entropy_spread", [[float("inf")] * 4] * 3, "entropy_spread must hold finite numbers"),
+        ("stability", {"kv_head": {}}, "stability must hold layer and model"),
+        (
+            "stability",
+            {r: {"layer": 2, "model": 0} for r in ("kv_head", "query_head")},
+            r"must lie in \[-1, 1\]; got 2",
+        ),
+        ("run", dataclasses.replace(RUN, tensor="output"), r"run\.tensor must be one of query, key, value, hidden"),
+        ("run", dataclasses.replace(RUN, rope="no"), r"run\.rope must be one of after, before; got 'no'"),
+    ],
+)
+def test_what_format_2_adds_is_checked(entry, value, text):
+    with pytest.raises(ValueError, match=text):
+        made(**{**FULL, entry: value})
+
+
+def test_an_elbow_that_the_spectrum_does_not_have_is_refused(tmp_path):
+    made(**FULL).save(tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text())
+    assert data["elbow"] == made().elbow == 3
+    (tmp_path / "p.json").write_text(json.dumps(data | {"elbow": 4}))
+    with pytest.raises(ValueError, match="elbow must be 3, as the spectrum says; got 4"):
+        HeadProfile.load(tmp_path / "p.json")
+
+
+def test_large_tables_lie_beside(tmp_path, monkeypatch):
+    """A JSON file and a file of arrays with its digest in the name; the arrays of an older version go."""
+    pytest.importorskip("safetensors")
+    monkeypatch.setattr(files, "LARGE", 100)
+    path = tmp_path / "big.json"
+    for profile in (made(), made(**FULL)):
+        profile.save(path)
+        assert HeadProfile.load(path) == profile
+        names = sorted(p.name for p in tmp_path.iterdir())
+        assert names[1] == "big.json" and len(names) == 2 and names[0].endswith(".safetensors")
+    assert "rank_votes" not in json.loads(path.read_text())
+    beside = tmp_path / names[0]
+    content = beside.read_bytes()
+    beside.write_bytes(content[:-8] + b"12345678")
+    with pytest.raises(ValueError, match="is damaged or belongs to another profile"):
+        HeadProfile.load(path)
+    beside.unlink()
+    with pytest.raises(FileNotFoundError, match=r"which holds the arrays of .*big\.json, is missing"):
+        HeadProfile.load(path)
+    monkeypatch.setattr(files, "LARGE", 2**20)
+    made().save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["big.json"]
+
+
+def test_a_local_folder_serves_as_a_hub(tmp_path):
+    made(**FULL).push_to_hub(str(tmp_path / "folder"))
+    assert HeadProfile.from_pretrained(tmp_path / "folder") == made(**FULL)
+    with pytest.raises(FileNotFoundError, match=r"has no head_profile\.json"):
+        HeadProfile.from_pretrained(tmp_path)
+
+
+def test_the_hub(tmp_path, monkeypatch):
+    """What goes to huggingface_hub and what comes back, without the network."""
+    hub = pytest.importorskip("huggingface_hub")
+    kept = {}
+
+    class Api:
+        def __init__(self, token=None):
+            kept["token"] = token
+
+        def create_repo(self, name, private=None, exist_ok=False):
+            kept["repo"] = (name, private, exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            kept["files"] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}")
+
+    def download(name, allow_patterns, **options):
+        if name != "me/heads":
+            raise OSError("no such repository")
+        for file, content in kept["files"].items():
+            (tmp_path / file).write_bytes(content)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert made().push_to_hub("me/heads", token="t", private=True) == "https://hub/me/heads"
+    assert (kept["repo"], kept["token"]) == (("me/heads", True, True), "t")
+    assert HeadProfile.from_pretrained("me/heads") == made()
+    with pytest.raises(FileNotFoundError, match="does not exist and the hub did not give it"):
+        HeadProfile.from_pretrained("me/none")
+
+
+# ---- layers and hidden states
+def test_some_layers_as_a_model_of_their_own():
+    whole = made(**FULL)
+    part = whole.at_layers([2, 0])
+    assert part.model.L == 2 and part.curve == (3.25, 4.5) and part.entropy == (whole.entropy[2], whole.entropy[0])
+    assert [part.groups(layer, 2) for layer in range(2)] == [whole.groups(2, 2), whole.groups(0, 2)]
+    assert whole.at_layers(range(3)) == whole
+    for bad in ([], [3], [-1]):
+        with pytest.raises(ValueError, match=r"layers must lie in \[0, 3\)"):
+            whole.at_layers(bad)
+
+
+def test_hidden_states_order_no_heads():
+    profile = made(run=dataclasses.replace(RUN, tensor="hidden"), spectrum=[0.5, 0.3, 0.2])
+    with pytest.raises(ValueError, match="must be query, key or value to order heads; got hidden"):
+        profile.groups(0, 2)
+    with pytest.raises(ValueError, match=r"spectrum must have shape \[8\]"):
+        made(spectrum=[0.5, 0.3, 0.2])
+
+
 # ---- check
 def test_check_accepts_what_it_was_made_with():
     with warnings.catch_warnings():
@@ -158,7 +294,8 @@ def test_check_accepts_what_it_was_made_with():
 def test_check_refuses_another_model(name, value):
     ours = getattr(FACTS, name)
     with pytest.raises(
-        ValueError, match=rf"{name} of the model must be {ours}, as in the profile \(llama\); got {value}"
+        ValueError,
+        match=rf"{name} of the model must be {ours}, as in the profile \(llama, 3 layers, .*\); got {value} \(llama, ",
     ):
         made().check(dataclasses.replace(FACTS, **{name: value}), 2, "truncated")
 
@@ -169,6 +306,14 @@ def test_check_refuses_another_k_or_kind():
     with pytest.raises(ValueError, match="kind must be 'truncated', as the profile was made with; got 'renyi2'"):
         made().check(FACTS, 2, "renyi2")
     made(run=dataclasses.replace(RUN, kind="renyi2")).check(FACTS, 7, "renyi2")  # has no k
+
+
+def test_check_takes_the_k_of_the_profile():
+    made().check(FACTS, None, "truncated")
+    with pytest.raises(
+        ValueError, match=r"type of the model must be llama, .*; got qwen2 \(qwen2, 3 layers, 4/2 heads"
+    ):
+        made().check(dataclasses.replace(FACTS, type="qwen2"), None, "truncated")
 
 
 def test_check_takes_the_elbow_of_the_profile():

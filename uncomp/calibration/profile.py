@@ -1,59 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HeadProfile: entropies and rank counts of a calibration run, as JSON; the groups of any layer and any G from it."""
+"""HeadProfile: entropies and rank counts of a calibration run; the groups of any layer and any G from it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from uncomp import grouping
+from uncomp.calibration import files
+from uncomp.calibration.checks import ROWS, HeadTable, check_tables, check_votes, refuse, tuples
+from uncomp.calibration.fingerprint import ModelFacts, config_hash
 from uncomp.entropy import KINDS, elbow
 
-FORMAT = 1
-ROWS = ("kv_head", "query_head")
-# Entries of a model's config that say how it is run or where it came from, not what it computes.
-_NOT_HASHED = {"attn_implementation", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+__all__ = ["ROWS", "CalibrationRun", "HeadProfile", "ModelFacts", "config_hash", "from_votes"]
 
-
-def _refuse(text: str) -> ValueError:
-    return ValueError(f"uncomp.calibration: {text}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        kept = {str(k): _plain(v) for k, v in value.items() if not str(k).startswith("_") and k not in _NOT_HASHED}
-        return dict(sorted(kept.items()))
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Fingerprint of a model's config: sha256 of its entries in sorted order, as 64 hex digits.
-
-    Entries that begin with an underscore, and those that say how the model is run (dtype, attention implementation,
-    use_cache, library version), do not enter, at any depth.
-    """
-    return hashlib.sha256(json.dumps(_plain(config), separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a profile must agree with: layers L, query heads Hq, KV heads Hkv, head dim D; type, config_hash."""
-
-    type: str
-    L: int
-    Hq: int
-    Hkv: int
-    D: int
-    hash: str
+TENSORS = ("query", "key", "value", "hidden")
 
 
 @dataclass(frozen=True)
@@ -65,7 +31,8 @@ class CalibrationRun:
         k: eigenvalues kept. kind: "truncated", "renormalized" or "renyi2" (which ignores k).
         reductions: what was reduced how, {"entropy": "mean"}.
         sha256: of the text, hex.
-        tensor: whose entropy was measured.
+        tensor: whose entropy was measured: "query", "key", "value" or "hidden".
+        rope: whether queries or keys were measured "after" their rotation or "before".
     """
 
     samples: int
@@ -76,47 +43,29 @@ class CalibrationRun:
     reductions: dict[str, str]
     sha256: str
     tensor: str = "query"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _check_array(name: str, value: Any, shape: tuple[int, ...], kind: type) -> None:
-    """Raises ValueError unless value is nested tuples of that shape holding finite numbers."""
-    level = [value]
-    for depth, size in enumerate(shape):
-        if any(not isinstance(part, tuple) or len(part) != size for part in level):
-            raise _refuse(f"{name} must have shape {list(shape)}; got another length in dimension {depth}")
-        level = [item for part in level for item in part]
-    for item in level:
-        if isinstance(item, bool) or not isinstance(item, (int, kind)) or not math.isfinite(item):
-            raise _refuse(f"{name} must hold finite numbers ({kind.__name__}); got {item!r}")
-
-
-def _read(cls: type, name: str, value: Any) -> Any:
-    wanted = {f.name for f in fields(cls)}
-    if not isinstance(value, dict) or value.keys() != wanted:
-        got = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise _refuse(f"{name} must hold {', '.join(sorted(wanted))}; got {got}")
-    for f in fields(cls):
-        kind = {"int": int, "str": str}.get(f.type, dict)
-        if not isinstance(value[f.name], kind) or isinstance(value[f.name], bool):
-            raise _refuse(f"{name}.{f.name} must be {kind.__name__}; got {value[f.name]!r}")
-    return cls(**value)
+    rope: str = "after"
 
 
 @dataclass(frozen=True)
 class HeadProfile:
     """Entropies of all heads of a model, averaged over texts, and how often each row had each rank.
 
+    Keys and values have Hkv heads: each stands once for every query head that reads it. Hidden states have one entropy
+    a layer, which stands for all heads and orders none.
+
     Fields:
         model, run: what was measured, and how.
         entropy: [L][Hq] mean entropy of k eigenvalues, share of ln D.
         entropy_full: [L][Hq] the same of all D eigenvalues.
-        spectrum: [D] mean eigenvalues over layers and heads, largest first.
+        spectrum: [D] mean eigenvalues over layers and heads, largest first; of hidden states [E].
         curve: [L] one number a layer, from which stages of layers follow.
         rank_votes: {"kv_head": [L][Hkv][Hkv], "query_head": [L][Hq][Hq]}: in how many samples a row had each rank.
+        entropy_spread: [L][Hq] standard deviation of the entropy over the samples; 0 for one sample.
+        erank, erank_spread: [L][Hq] mean and standard deviation of the effective rank exp(H_k).
+        stability: {"kv_head", "query_head"}: {"layer": mean over the layers, "model": over the rows of all layers} of
+            the rank correlation between the mean entropies of the odd and of the even samples, in [-1, 1]; None where
+            there is nothing to correlate.
+        The last four are None in a profile of format 1.
     Raises:
         ValueError: a field of another shape, or one that holds NaN or Inf.
     Source: docs/method.md "Calibration and profiles".
@@ -124,109 +73,114 @@ class HeadProfile:
 
     model: ModelFacts
     run: CalibrationRun
-    entropy: tuple[tuple[float, ...], ...]
-    entropy_full: tuple[tuple[float, ...], ...]
+    entropy: HeadTable
+    entropy_full: HeadTable
     spectrum: tuple[float, ...]
     curve: tuple[float, ...]
     rank_votes: dict[str, tuple[tuple[tuple[int, ...], ...], ...]]
+    entropy_spread: HeadTable | None = None
+    erank: HeadTable | None = None
+    erank_spread: HeadTable | None = None
+    stability: dict[str, dict[str, float | None]] | None = None
 
     def __post_init__(self):
         """Turns lists into tuples and checks every shape."""
-        facts = self.model
+        facts, run = self.model, self.run
         if min(facts.L, facts.Hq, facts.Hkv, facts.D) < 1 or facts.Hq % facts.Hkv:
-            raise _refuse(f"model must have L, Hq, Hkv, D of at least 1 and Hkv dividing Hq; got {facts}")
-        if self.run.kind not in KINDS:
-            raise _refuse(f"run.kind must be one of {', '.join(KINDS)}; got {self.run.kind!r}")
-        shapes = {
-            "entropy": (facts.L, facts.Hq),
-            "entropy_full": (facts.L, facts.Hq),
-            "spectrum": (facts.D,),
-            "curve": (facts.L,),
-        }
-        for name, shape in shapes.items():
-            object.__setattr__(self, name, _tuples(getattr(self, name)))
-            _check_array(name, getattr(self, name), shape, float)
-        if not isinstance(self.rank_votes, dict) or set(self.rank_votes) != set(ROWS):
-            raise _refuse(f"rank_votes must hold {' and '.join(ROWS)}; got {list(self.rank_votes)}")
-        object.__setattr__(self, "rank_votes", {rows: _tuples(self.rank_votes[rows]) for rows in ROWS})
-        for rows, count in zip(ROWS, (facts.Hkv, facts.Hq), strict=True):
-            _check_array(f"rank_votes.{rows}", self.rank_votes[rows], (facts.L, count, count), int)
-            for layer, votes in enumerate(self.rank_votes[rows]):
-                if min(map(min, votes)) < 0 or {sum(line) for line in (*votes, *zip(*votes, strict=True))} != {
-                    self.run.samples
-                }:
-                    raise _refuse(f"rank_votes.{rows}[{layer}] must sum to run.samples in every row and every rank")
+            raise refuse(f"model must have L, Hq, Hkv, D of at least 1 and Hkv dividing Hq; got {facts}")
+        for name, allowed in (("kind", KINDS), ("tensor", TENSORS), ("rope", ("after", "before"))):
+            if getattr(run, name) not in allowed:
+                raise refuse(f"run.{name} must be one of {', '.join(allowed)}; got {getattr(run, name)!r}")
+        for field in dataclasses.fields(self):
+            if field.name not in ("model", "run", "rank_votes", "stability"):
+                object.__setattr__(self, field.name, tuples(getattr(self, field.name)))
+        if isinstance(self.rank_votes, dict):
+            object.__setattr__(self, "rank_votes", {rows: tuples(v) for rows, v in self.rank_votes.items()})
+        check_tables(self)
+        check_votes(self.rank_votes, facts, run.samples)
+
+    @property
+    def elbow(self) -> int:
+        """Eigenvalues at the elbow of the mean spectrum."""
+        return elbow(self.spectrum)
 
     # ---- file
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the profile as JSON; a reader sees the old file or the whole new one, never a part.
+        """Writes the profile as JSON, arrays beside it where they are large; a reader sees the old file or the new one.
 
+        Args:
+            path: the JSON file. Above files.LARGE bytes its tables go to PATH's stem + digest + ".safetensors".
         Raises:
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or the disk is full; begins with "uncomp.calibration".
         """
-        path = Path(path)
-        text = json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False) + "\n"
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        files.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadProfile:
-        """Reads a profile.
+        """Reads a profile of format 1 or 2.
 
+        Args:
+            path: a JSON file, or the name of a profile that comes with the package, like "smollm2-135m".
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such file, or the file of its arrays is missing.
             ValueError: not JSON (cut off, or something else), not a profile, another format, or wrong shapes; the text
                 names the file and what is wrong.
         """
-        try:
-            data = json.loads(Path(path).read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise _refuse(f"{path} is not a whole JSON file ({error})") from error
-        wanted = {"format", *(f.name for f in fields(cls))}
-        if not isinstance(data, dict) or "format" not in data:
-            raise _refuse(f"{path} is not a head profile: it has no entry named format")
-        if data["format"] != FORMAT:
-            raise _refuse(f"{path} has format {data['format']!r}; this version reads {FORMAT}")
-        if data.keys() != wanted:
-            missing, foreign = sorted(wanted - data.keys()), sorted(data.keys() - wanted)
-            raise _refuse(f"{path} is not a head profile: missing {missing}, unknown {foreign}")
-        del data["format"]
-        try:
-            data["model"] = _read(ModelFacts, "model", data["model"])
-            data["run"] = _read(CalibrationRun, "run", data["run"])
-            return cls(**data)
-        except ValueError as error:
-            raise ValueError(f"{error} (in {path})") from error
+        return files.read(cls, files.locate(path), {"model": ModelFacts, "run": CalibrationRun})
+
+    def push_to_hub(self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None) -> str:
+        """Uploads the profile to a repository of the Hugging Face Hub, which is made if missing.
+
+        Args:
+            repo_id: "user/name", or a local folder: an absolute path, or one that begins with a dot.
+            token, private: as huggingface_hub has them.
+        Returns:
+            the address of the commit, or the folder.
+        Raises:
+            ImportError: huggingface_hub is missing.
+            OSError: the hub or the folder does not take it.
+        """
+        return files.push(self, repo_id, token=token, private=private)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> HeadProfile:
+        """Reads head_profile.json from a local folder, or from a repository of the Hugging Face Hub.
+
+        Args:
+            name: folder or "user/name".
+            options: revision, token, cache_dir, local_files_only, as huggingface_hub has them.
+        Raises:
+            FileNotFoundError: neither has a profile. ImportError: huggingface_hub is missing.
+            ValueError: as load.
+        """
+        return cls.load(files.fetch(name, **options))
 
     # ---- use
-    def check(self, model: ModelFacts, k: int | str, kind: str) -> None:
+    def check(self, model: ModelFacts, k: int | str | None, kind: str) -> None:
         """Refuses a model or a setting that the profile was not made with.
 
         Args:
             model: facts of the model that is to be compressed.
-            k: eigenvalues kept, or "elbow" for the elbow of the profile's spectrum. "renyi2" has no k.
+            k: eigenvalues kept, "elbow" for the elbow of the profile's spectrum, None for those of the profile.
+                "renyi2" has no k.
             kind: "truncated", "renormalized" or "renyi2".
         Raises:
-            ValueError: another L, Hq, Hkv or D, another kind, another k.
+            ValueError: another type, L, Hq, Hkv or D, another kind, another k.
         Warns:
             UserWarning: the configs differ in something else, seen by their hashes.
         """
-        for name in ("L", "Hq", "Hkv", "D"):
+        for name in ("L", "Hq", "Hkv", "D", "type"):
             ours, theirs = getattr(self.model, name), getattr(model, name)
             if ours != theirs:
-                raise _refuse(
-                    f"{name} of the model must be {ours}, as in the profile ({self.model.type}); got {theirs}"
+                raise refuse(
+                    f"{name} of the model must be {ours}, as in the profile ({self.model}); got {theirs} ({model})"
                 )
         if kind != self.run.kind:
-            raise _refuse(f"kind must be {self.run.kind!r}, as the profile was made with; got {kind!r}")
-        wanted = elbow(self.spectrum) if k == "elbow" else k
+            raise refuse(f"kind must be {self.run.kind!r}, as the profile was made with; got {kind!r}")
+        wanted = self.run.k if k is None else self.elbow if k == "elbow" else k
         if kind != "renyi2" and wanted != self.run.k:
             got = f"'elbow' = {wanted}" if k == "elbow" else k
-            raise _refuse(f"k must be {self.run.k}, as the profile was made with; got {got}")
+            raise refuse(f"k must be {self.run.k}, as the profile was made with; got {got}")
         if model.hash != self.model.hash:
             warnings.warn(
                 f"uncomp.calibration: the profile was made with another config of {self.model.type} "
@@ -234,9 +188,28 @@ class HeadProfile:
                 stacklevel=2,
             )
 
+    def at_layers(self, layers: Sequence[int]) -> HeadProfile:
+        """The profile of some of the layers, in their order, as if the model had no others; the spectrum stays.
+
+        Args:
+            layers: indices from 0 to L - 1.
+        Raises:
+            ValueError: none, or one outside these.
+        """
+        if not layers or min(layers) < 0 or max(layers) >= self.model.L:
+            raise refuse(f"layers must lie in [0, {self.model.L}) and be at least one; got {list(layers)}")
+        changes: dict[str, Any] = {"model": dataclasses.replace(self.model, L=len(layers))}
+        for name in ("entropy", "entropy_full", "curve", "entropy_spread", "erank", "erank_spread"):
+            table = getattr(self, name)
+            changes[name] = None if table is None else tuple(table[layer] for layer in layers)
+        changes["rank_votes"] = {rows: [votes[layer] for layer in layers] for rows, votes in self.rank_votes.items()}
+        return dataclasses.replace(self, **changes)
+
     def _rows(self, rows: str) -> int:
         if rows not in ROWS:
-            raise _refuse(f"rows must be one of {', '.join(ROWS)}; got {rows!r}")
+            raise refuse(f"rows must be one of {', '.join(ROWS)}; got {rows!r}")
+        if self.run.tensor == "hidden":
+            raise refuse("tensor of the profile must be query, key or value to order heads; got hidden")
         return self.model.Hkv if rows == "kv_head" else self.model.Hq
 
     def groups(self, layer: int, num_groups: int, rows: str = "kv_head") -> list[int]:
@@ -247,12 +220,12 @@ class HeadProfile:
             num_groups: G, 1 to the rows of the layer.
             rows: "kv_head" (Hkv rows) or "query_head" (Hq rows).
         Raises:
-            ValueError: a layer, G or rows outside these.
+            ValueError: a layer, G or rows outside these; a profile of hidden states.
         Source: docs/method.md "Calibration and profiles".
         """
         self._rows(rows)
         if not 0 <= layer < self.model.L:
-            raise _refuse(f"layer must lie in [0, {self.model.L}); got {layer}")
+            raise refuse(f"layer must lie in [0, {self.model.L}); got {layer}")
         return grouping.group_ids(grouping.groups_from_votes(self.rank_votes[rows][layer], num_groups))
 
     def model_groups(self, num_groups: int, rows: str = "kv_head") -> list[list[int]]:
@@ -268,7 +241,7 @@ class HeadProfile:
         Returns:
             [L][rows] group ids; 0 = lowest entropy.
         Raises:
-            ValueError: G or rows outside these.
+            ValueError: G or rows outside these; a profile of hidden states.
         Source: docs/method.md "Calibration and profiles".
         """
         count = self._rows(rows)

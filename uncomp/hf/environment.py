@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from uncomp._extension import build_info
 from uncomp.hf import compat
 from uncomp.hf.load import KNOWN
 from uncomp.models import FAMILIES
@@ -28,6 +29,22 @@ def environment() -> dict[str, Any]:
         "model_types": [name for family in FAMILIES for name in family.model_types],
         "models": [name + ("" if _release(k.distribution) else " (not installed)") for name, k in KNOWN.items()],
     }
+
+
+def best_device(wanted: str | None) -> str:
+    """The device that a command runs on.
+
+    Args:
+        wanted: as torch names it; None: a GPU where there is one and the kernels for it were built.
+    Raises:
+        ValueError: a GPU without kernels.
+    """
+    built = build_info()["cuda"]
+    if wanted is None:
+        return "cuda" if built and torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and torch.cuda.is_available() and not built:
+        raise ValueError(f"uncomp: --device {wanted} needs a build with CUDA kernels; this one has none")
+    return wanted
 
 
 def best_dtype(dtype: str, device: str) -> str:

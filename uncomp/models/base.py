@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uncomp._extension import limits
+from uncomp.calibration.fingerprint import model_hash
 from uncomp.config import UncompConfig
 from uncomp.types import CacheShape
 
@@ -118,5 +119,6 @@ class Family:
                 f"has {num_q_heads // num_kv_heads}"
             )
         rows = num_q_heads if uncomp.rows == "query_head" else num_kv_heads
-        shape = CacheShape(len(managed), num_q_heads, num_kv_heads, dim, rows)
+        sizes = (len(managed), num_q_heads, num_kv_heads, dim, rows)
+        shape = CacheShape(*sizes, tuple(managed), len(kinds), text.model_type, model_hash(text))
         return ModelFacts(self.name, shape, managed, sliding)

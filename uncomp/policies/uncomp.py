@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from uncomp import budget, grouping, presets
+from uncomp.calibration import files
 from uncomp.calibration.profile import HeadProfile, ModelFacts
-from uncomp.entropy import default_top, reduce_heads, row_entropy
+from uncomp.entropy import reduce_heads, row_entropy
 from uncomp.policies.base import Policy, register_policy
 from uncomp.types import PlanRequest
 from uncomp.view import LayerView, PromptView
@@ -97,11 +98,14 @@ class UNComp(Policy):
         return self._entropies[request.device][request.layers].flatten().repeat(len(request.lengths), 1)
 
     def _read_profile(self) -> HeadProfile:
+        """The profile of the compressed layers; it covers every layer of the model."""
         profile, config, shape = _load(self.config.profile), self.config, self.shape
-        ours = (shape.num_layers, shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
-        facts = ModelFacts(profile.model.type, *ours, profile.model.hash)
-        profile.check(facts, config.entropy_top or default_top(shape.head_dim), config.entropy_kind)
-        return profile
+        ours = (shape.model_layers or shape.num_layers, shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        facts = ModelFacts(shape.model_type or profile.model.type, *ours, shape.config_hash or profile.model.hash)
+        profile.check(facts, config.entropy_top, config.entropy_kind)
+        if profile.run.tensor == "hidden":
+            raise ValueError(f"uncomp: profile {config.profile} is of hidden states, which order no heads")
+        return profile.at_layers(shape.layers) if shape.layers else profile
 
     # ---- how much each group gets
     def totals(self, layer: int, lengths: list[int]) -> list[int]:
@@ -209,13 +213,16 @@ def _spread(spread: float | str | None) -> Fraction | None:
 
 
 def _load(path: str) -> HeadProfile:
+    file = files.locate(path)
     try:
-        found = os.stat(path)
+        found = os.stat(file)
     except OSError as error:
+        shipped = ", ".join(files.shipped_names())
         raise type(error)(
-            f'uncomp: profile must be "online" or a readable HeadProfile file; got {path!r} ({error.strerror})'
+            f'uncomp: profile must be "online", a readable HeadProfile file or one of {shipped}; got {path!r} '
+            f"({error.strerror})"
         ) from error
-    return _load_version(os.path.abspath(path), found.st_mtime_ns, found.st_size)
+    return _load_version(os.path.abspath(file), found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=8)

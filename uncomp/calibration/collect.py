@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calibrate: texts go through the unpatched model once, and what its heads look like becomes a HeadProfile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uncomp.calibration import state
+from uncomp.calibration.checks import refuse
+from uncomp.calibration.fingerprint import ModelFacts, model_hash
+from uncomp.calibration.profile import TENSORS, CalibrationRun, HeadProfile
+from uncomp.calibration.samples import Samples, draw
+from uncomp.calibration.sums import Sums
+from uncomp.calibration.watch import watched
+from uncomp.entropy import KINDS, REDUCTIONS, default_top
+from uncomp.models import family_of
+
+Progress = Callable[[str], None]
+SAVE_EVERY = 8  # samples between two writes of the state
+
+
+def calibrate(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    *,
+    samples: int = 100,
+    seqlen: int = 4096,
+    tensor: str = "query",
+    rope: str = "after",
+    top: int | str | None = None,
+    kind: str = "truncated",
+    reduce: str = "mean",
+    batch_size: int = 1,
+    seed: int = 42,
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> HeadProfile:
+    """Measures the heads of a model over pieces of a text.
+
+    One forward of the decoder a batch, without padding, cache or logits; the entropy is computed on the model's device
+    inside the attention call and no activation is kept. Every decoder layer is measured, sliding windows included. Two
+    runs with the same arguments on the same machine give the same profile; so does a run that was killed and called
+    again, where `out` is given.
+
+    Args:
+        model: a causal language model of a supported family, not patched. Its mode and attention implementation are
+            given back as they were.
+        tokenizer: of the model.
+        texts: one text or several, which are joined by two newlines.
+        samples: pieces that are measured, at least 1.
+        seqlen: tokens of a piece, BOS included where the tokenizer adds one; lowered to what the model takes.
+        tensor: "query", "key", "value", or "hidden" (what leaves a layer, one entropy for all its heads).
+        rope: "after", or "before": queries or keys without their rotation.
+        top: eigenvalues kept: a number, "all", "elbow" (of the run's mean spectrum), or None for a quarter of them.
+        kind: "truncated", "renormalized" or "renyi2".
+        reduce: "mean" or "max" over the query heads of a row.
+        batch_size: pieces a forward.
+        seed: of the starts.
+        out: file of the profile. The run leaves its state in OUT.state now and then and goes on from there.
+        progress: called with a line of text after every batch.
+    Returns:
+        the profile; also written to `out` if given.
+    Raises:
+        ValueError: an argument out of its range; a text that is too short; a state of another run; NaN in the states,
+            by sample, layer and head.
+        NotImplementedError: the model's family is not known.
+        OSError: `out` cannot be written.
+    Source: docs/method.md "Calibration and profiles".
+    """
+    _check(samples=samples, seqlen=seqlen, batch_size=batch_size, seed=seed)
+    for name, value, allowed in (
+        ("tensor", tensor, TENSORS),
+        ("rope", rope, ("after", "before")),
+        ("kind", kind, KINDS),
+        ("reduce", reduce, REDUCTIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"uncomp.calibrate: {name} must be one of {', '.join(allowed)}; got {value!r}")
+    if rope == "before" and tensor not in ("query", "key"):
+        raise ValueError(f'uncomp.calibrate: rope must be "after" for tensor {tensor}, which is never rotated')
+    family, facts = family_of(model.config), facts_of(model)
+    if model.config._attn_implementation == "uncomp":
+        raise ValueError("uncomp.calibrate: the model is patched; call .remove() on its handle first")
+    text_config = model.config.get_text_config(decoder=True)
+    dim = text_config.hidden_size if tensor == "hidden" else facts.D
+    kept = _top(top, dim, kind)
+    longest = getattr(text_config, "max_position_embeddings", None) or seqlen
+    drawn = draw(tokenizer, texts, samples, min(seqlen, longest), seed)
+    device = next(model.parameters()).device
+    sums = Sums(facts, dim, kept, kind, reduce, device)
+    settings = {
+        "model": str(facts) + facts.hash,
+        "dtype": str(next(model.parameters()).dtype),
+        "device": device.type,
+        "samples": samples,
+        "seqlen": drawn.seqlen,
+        "seed": seed,
+        "top": "elbow" if kept is None else kept,
+        "kind": kind,
+        "reduce": reduce,
+        "tensor": tensor,
+        "rope": rope,
+        "batch_size": batch_size,
+        "text": drawn.sha256,
+    }
+    path = None if out is None else _writable(out)
+    if path is not None:
+        state.resume(state.state_path(path), settings, sums)
+    _run(model, family, drawn, sums, settings, path, progress)
+    k, tables = sums.tables()
+    run = CalibrationRun(samples, drawn.seqlen, seed, k, kind, {"entropy": reduce}, drawn.sha256, tensor, rope)
+    profile = HeadProfile(facts, run, **tables)
+    if path is not None:
+        profile.save(path)
+        state.state_path(path).unlink(missing_ok=True)
+    return profile
+
+
+def facts_of(model: torch.nn.Module) -> ModelFacts:
+    """What a profile of a model says about it.
+
+    Raises:
+        NotImplementedError: the model's family is not known.
+    """
+    text, family = model.config.get_text_config(decoder=True), family_of(model.config)
+    heads = (text.num_attention_heads, text.num_key_value_heads)
+    return ModelFacts(text.model_type, text.num_hidden_layers, *heads, family.head_dim(text), model_hash(text))
+
+
+def _run(
+    model: Any,
+    family: Any,
+    drawn: Samples,
+    sums: Sums,
+    settings: dict[str, Any],
+    path: Path | None,
+    progress: Progress | None,
+) -> None:
+    before, saved, start = sums.samples, sums.samples, time.monotonic()
+    stack = family.text_stack(model)
+    with watched(model, family, settings["tensor"], settings["rope"]) as found, torch.inference_mode():
+        for batch in drawn.batches(settings["batch_size"], sums.samples):
+            stack(input_ids=batch.to(next(stack.parameters()).device), use_cache=False)
+            sums.add(found)
+            found[:] = [None] * len(found)
+            if path is not None and sums.samples - saved >= SAVE_EVERY and sums.samples < len(drawn.starts):
+                state.save(state.state_path(path), settings, sums)
+                saved = sums.samples
+            if progress is not None:
+                progress(_line(sums.samples, before, len(drawn.starts), drawn.seqlen, time.monotonic() - start))
+
+
+def _line(done: int, before: int, samples: int, seqlen: int, seconds: float) -> str:
+    each = seconds / (done - before)
+    left = round(each * (samples - done))
+    clock = f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}" if left >= 3600 else f"{left // 60}:{left % 60:02}"
+    return f"{done} of {samples} samples, {seqlen / max(each, 1e-9):.0f} tokens/s, {clock} left"
+
+
+def _check(**numbers: int) -> None:
+    least = {"samples": 1, "seqlen": 2, "batch_size": 1, "seed": 0}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
+            raise ValueError(f"uncomp.calibrate: {name} must be an integer of at least {least[name]}; got {value!r}")
+
+
+def _top(top: int | str | None, dim: int, kind: str) -> int | None:
+    """Eigenvalues kept; None for the elbow."""
+    if top == "elbow" and kind != "renyi2":
+        return None
+    if kind == "renyi2" or top == "all":  # "renyi2" has no k: all eigenvalues enter
+        return dim
+    kept = default_top(dim) if top is None else top
+    if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= dim:
+        raise ValueError(f'uncomp.calibrate: top must be an integer from 1 to {dim}, "elbow" or "all"; got {top!r}')
+    return kept
+
+
+def _writable(out: str | os.PathLike[str]) -> Path:
+    path = Path(out)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise refuse(f'out "{path}" cannot be written: "{path.parent}" must be a folder that can be written to')
+    return path
