@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from uncomp.deletion import KeptRows
 from uncomp.types import DecodeRule
 
 
@@ -54,6 +55,8 @@ class RaggedLayer:
     state: VoteState | None = None  # rule.kind "vote"
     mass: Tensor | None = None  # [R, widest room] float32, the other kinds but "position"
     free: int | None = None  # decode="grow": free slots of every row, known to the host
+    kept: Tensor | None = None  # [B, rows] int64, where rows of the model are deleted: those that these are
+    source: Tensor | None = None  # [B, all rows] int64, place among the rows whose output each row of the model has
     recent: int = 0  # newest tokens that are known to be contiguous: the window, and all that came after it
 
     # ---- sizes
@@ -66,6 +69,16 @@ class RaggedLayer:
     def num_rows(self) -> int:
         """R."""
         return self.batch * self.rows
+
+    @property
+    def kept_rows(self) -> KeptRows | None:
+        """Which rows of the model these are; None where they are all."""
+        return None if self.kept is None else KeptRows(self.kept, self.source)
+
+    def stored(self) -> Tensor:
+        """[B, all rows] int32, tokens of every row of the model; 0 for a deleted one."""
+        held = self.row_len.view(self.batch, self.rows)
+        return held if self.kept is None else held.new_zeros(self.source.shape).scatter_(1, self.kept, held)
 
     @property
     def kv_bytes(self) -> int:
@@ -148,7 +161,7 @@ class RaggedLayer:
         for name in ("row_len", "mass"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, per_row), same_batch)
-        for name in ("limit", "statistic"):
+        for name in ("limit", "statistic", "kept", "source"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, index), same_batch)
         if self.state is not None:

@@ -7,7 +7,7 @@ waits for the device; only a plan over the whole model reads back the slots of e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.cache import RaggedLayer, VoteState
 from uncomp.config import UncompConfig
+from uncomp.deletion import KeptRows, choose
 from uncomp.rows import RowView
 from uncomp.types import CacheShape, Plan, PlanRequest
 from uncomp.view import LayerView, PromptView
@@ -26,7 +27,8 @@ class Measured:
 
     view: LayerView
     scores: Tensor  # [R, columns]
-    statistic: Tensor | None  # [B, rows]
+    statistic: Tensor | None  # [B, rows]; all rows, deleted ones too
+    kept: KeptRows | None = None  # where rows are deleted: those that the view shows
 
 
 class Compressor:
@@ -37,7 +39,12 @@ class Compressor:
     """
 
     def __init__(self, config: UncompConfig, shape: CacheShape, policy) -> None:
-        self.config, self.shape, self.policy = config, shape, policy
+        self.config, self.policy = config, policy
+        self.model_shape = self.shape = shape  # of the model, and of what is stored
+        if policy.delete_heads:
+            rows = shape.rows - policy.delete_heads
+            heads = rows * (shape.num_q_heads // shape.rows)
+            self.shape = replace(shape, rows=rows, num_kv_heads=rows, num_q_heads=heads)
 
     @property
     def whole_model(self) -> bool:
@@ -46,9 +53,19 @@ class Compressor:
 
     def measure(self, view: PromptView) -> Measured:
         """Scores of a layer's tokens, and the statistic that orders its rows."""
+        kept = None
+        statistic = None if self.config.keeps_all and not self.policy.delete_heads else self.policy.statistic(view)
+        if self.policy.delete_heads:
+            kept = self.kept_rows(view, statistic)
+            view = view.narrowed(kept, self.shape)
         if self.config.keeps_all:
-            return Measured(view, torch.zeros(view.num_rows, view.columns, device=view.device), None)
-        return Measured(view, self.scored(view), self.policy.statistic(view))
+            return Measured(view, torch.zeros(view.num_rows, view.columns, device=view.device), statistic, kept)
+        return Measured(view, self.scored(view), statistic, kept)
+
+    def kept_rows(self, view: PromptView, statistic: Tensor | None) -> KeptRows:
+        """The rows of a prompt that store tokens, where the policy deletes some."""
+        deleted = self.policy.deleted_rows(view.layer, statistic, view.batch, view.device)
+        return choose(deleted, view.key, view.first, self.policy.delete_heads)
 
     def scored(self, view: LayerView) -> Tensor:
         """The policy's scores, if they are what its contract says."""
@@ -86,7 +103,7 @@ class Compressor:
         totals = [sum(layer[b] for layer in from_layers) for b in range(len(lengths))]
         device = measured[0].view.device
         statistic = None
-        if measured[0].statistic is not None:
+        if measured[0].statistic is not None and not self.policy.delete_heads:  # else it has chosen the rows
             statistic = torch.cat([m.statistic.to(device) for m in measured], 1)
         request = PlanRequest(
             layers=[m.view.layer for m in measured],
@@ -159,6 +176,8 @@ class Compressor:
             self.policy.decode_rule(),
             measured.statistic,
             free=config.max_new_tokens if config.grows else None,
+            kept=measured.kept.row if measured.kept else None,
+            source=measured.kept.source if measured.kept else None,
             recent=min(config.window, min(view.seen, default=0)),
         )
         if not config.grows:

@@ -64,6 +64,8 @@ class UncompConfig:
         spread: x of the linear shape in [0, 1); default 1/3 for two groups, else 2/3. With shape="entropy" weights
             reach from 1 - x (lowest entropy) to 1 + x; default: the entropies themselves.
         extreme: low limit N of two groups; the high group shares the rest.
+        delete_heads: rows of every layer, lowest in the order, that store nothing and copy the output of another row.
+        delete_total: True: the rows that stay share what all rows would have had; False: each has the mean.
         layer_shape: "uniform" (default) or "pyramid".
         entropy_top: eigenvalues k that enter the entropy; default head_dim // 4, or the profile's. "elbow": that of a
             profile's spectrum.
@@ -102,6 +104,8 @@ class UncompConfig:
     shape: str | tuple[int, ...] = "linear"
     spread: float | str | None = None
     extreme: int | None = None
+    delete_heads: int = 0
+    delete_total: bool = True
     layer_shape: Literal["uniform", "pyramid"] | None = None
     entropy_top: int | Literal["elbow"] | None = None
     entropy_kind: Literal["truncated", "renormalized", "renyi2", "variance"] = "truncated"
@@ -222,6 +226,7 @@ class UncompConfig:
             ("compile", ("off", "step")),
             ("value_norm", (True, False)),
             ("skip_sliding", (True, False)),
+            ("delete_total", (True, False)),
         ):
             self._one_of(name, getattr(self, name), hint)
         self._require(
@@ -242,6 +247,7 @@ class UncompConfig:
             ("entropy_top", 1, 256),
             ("vote_window", 1, 64),
             ("extreme", 1, 2**31),
+            ("delete_heads", 0, 16383),
         ):
             value = getattr(self, name)
             if value is None and name in ("groups", "entropy_top", "vote_window", "extreme"):

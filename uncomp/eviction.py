@@ -13,6 +13,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
+from uncomp.deletion import narrow, widen
 from uncomp.scoring import head_scores
 
 
@@ -30,6 +31,14 @@ def decode_step(
     Returns:
         [B, Hq, 1, Dv], dtype of query.
     """
+    kept = layer.kept_rows
+    if kept is not None:
+        query, key, value = (narrow(t, kept.row, kept.source.shape[1]) for t in (query, key, value))
+        return widen(_step(layer, config, query, key, value, position, scale), kept)
+    return _step(layer, config, query, key, value, position, scale)
+
+
+def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale) -> Tensor:
     if layer.free is not None:
         return _append(layer, query, key, value, position, scale)
     if layer.rule.kind == "vote":

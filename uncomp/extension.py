@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from uncomp import ops
+from uncomp.attention import dense_attention
 from uncomp.cache import RaggedLayer
 from uncomp.compressor import Compressor, Measured
+from uncomp.deletion import narrow, widen
 from uncomp.rows import RowView
 from uncomp.types import Lengths
 from uncomp.view import PromptView
@@ -54,9 +56,36 @@ def extend(
     Returns:
         [B, Hq, T, Dv], 0 at padding; and the layer, or what is to be planned and packed into one.
     """
+    lengths, kept, statistic, dense = chunk.lengths, ragged.kept_rows, ragged.statistic, None
+    prior = torch.tensor(chunk.prior, dtype=torch.int32, device=query.device)
+    if not all(chunk.prior) and (statistic is not None or kept is not None):
+        # Sequences whose first real tokens these are: measured now, and their rows chosen.
+        begins = (prior == 0).unsqueeze(1)
+        view = PromptView(index, compressor.model_shape, compressor.config, query, key, value, lengths, scale)
+        if statistic is not None:
+            statistic = torch.where(begins, compressor.policy.statistic(view), statistic)
+        if kept is not None:
+            fresh = compressor.kept_rows(view, statistic)
+            kept.row.copy_(torch.where(begins, fresh.row, kept.row))
+            kept.source.copy_(torch.where(begins, fresh.source, kept.source))
+            dense = dense_attention(query, key, value, lengths, scale)
+    if kept is None:
+        return _extend(ragged, compressor, index, query, key, value, chunk, prior, statistic, scale)
+    rows = compressor.model_shape.rows
+    query, key, value = (narrow(t, kept.row, rows) for t in (query, key, value))
+    out, taken = _extend(ragged, compressor, index, query, key, value, chunk, prior, statistic, scale)
+    out = widen(out, kept)
+    if isinstance(taken, Measured):
+        taken.kept = kept
+    return out if dense is None else torch.where(begins[:, :, None, None], dense, out), taken
+
+
+def _extend(
+    ragged: RaggedLayer, compressor: Compressor, index: int, query, key, value, chunk, prior, statistic, scale
+) -> tuple[Tensor, RaggedLayer | Measured]:
+    """See extend; prior: [B] int32, statistic: that of the new layer, heads: those of the rows of the arena."""
     config, lengths = compressor.config, chunk.lengths
     first, length = lengths.on(query.device)
-    prior = torch.tensor(chunk.prior, dtype=torch.int32, device=query.device)
     position = prior.unsqueeze(1) + torch.arange(lengths.seq_len, dtype=torch.int32, device=query.device)
     position = position - first.unsqueeze(1)
     appends = config.keeps_all or (
@@ -98,12 +127,6 @@ def extend(
         ragged.recent += min(lengths.length)
         return out, ragged
     view = RowView(index, compressor.shape, config, query, arena, source, ragged, lengths, chunk.prior, scale)
-    statistic = ragged.statistic
-    if statistic is not None and not all(chunk.prior):  # sequences whose first real tokens these are
-        fresh = compressor.policy.statistic(
-            PromptView(index, compressor.shape, config, query, key, value, lengths, scale)
-        )
-        statistic = torch.where((prior == 0).unsqueeze(1), fresh, statistic)
     return out, Measured(view, compressor.scored(view), statistic)
 
 

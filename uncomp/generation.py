@@ -193,7 +193,7 @@ def _compressed(cache) -> dict[str, Any]:
         "state_bytes": stats["state_bytes"],
         "full_cache_bytes": stats["full_cache_bytes"] + stats["other_bytes"],
         "entropy": [r.statistic[0].tolist() for r in ragged] if measured else None,
-        "stored": [r.row_len[: r.rows].tolist() for r in ragged],
+        "stored": [r.stored()[0].tolist() for r in ragged],
     }
 
 

@@ -113,6 +113,23 @@ def groups_from_votes(rank_votes: Sequence[Sequence[int]], num_groups: int) -> l
     return groups_from_labels(label_votes(rank_votes, num_groups))
 
 
+def lowest_rows(rank_votes: Sequence[Sequence[int]], count: int) -> list[int]:
+    """The `count` rows of a layer that stood among the lowest `count` ranks most often; ties to the lower row.
+
+    Args:
+        rank_votes: [H][H], as label_votes. count: 0 to H.
+    Returns:
+        Ascending rows.
+    Raises:
+        ValueError: a count outside 0 .. H.
+    Source: docs/method.md "Deleted heads".
+    """
+    if not 0 <= count <= len(rank_votes):
+        raise ValueError(f"uncomp.grouping: count must lie in [0, rows = {len(rank_votes)}]; got {count}")
+    votes = [[sum(ranks[:count]), sum(ranks[count:])] for ranks in rank_votes]
+    return groups_from_labels(votes, [count, len(votes) - count])[0]
+
+
 def group_ids(groups: Sequence[Sequence[int]]) -> list[int]:
     """Group id of every row, from the list of rows of every group.
 

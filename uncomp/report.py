@@ -20,6 +20,7 @@ class Ledger:
     layers: int
     other_layers: int
     row_len: list[Tensor]  # one [R] a layer
+    deleted: int  # rows of the model that store nothing, over all sequences and layers
     statistic: list[Tensor]
     kv_bytes: int
     state_bytes: int
@@ -50,6 +51,7 @@ def ledger_of(cache) -> Ledger:
         layers=len(shared.layers),
         other_layers=len(others),
         row_len=[r.row_len for r in ragged],
+        deleted=sum(r.source.numel() - r.kept.numel() for r in ragged if r.kept is not None),
         statistic=[r.statistic for r in ragged if r.statistic is not None],
         kv_bytes=sum(r.kv_bytes for r in ragged),
         state_bytes=sum(r.state_bytes for r in ragged),
@@ -65,7 +67,8 @@ def cache_stats(cache) -> dict[str, Any]:
         cache: an UncompCache, or a cache that a patched model filled.
     Returns:
         policy, batch, layers (compressed), other_layers, logical_tokens (columns seen, padding included),
-        real_tokens [B], stored_tokens_mean / _min / _max (over rows), cache_bytes (keys and values, free slots
+        real_tokens [B], stored_tokens_mean / _min / _max (over rows), deleted_rows (which store nothing and
+        count as rows of 0 tokens; over sequences and layers), cache_bytes (keys and values, free slots
         included), state_bytes (positions, layout, votes), other_bytes (layers left uncompressed), full_cache_bytes
         (native GQA, every real token of the compressed layers), nan_entropy_rows, displaced_tokens.
     Raises:
@@ -77,6 +80,7 @@ def cache_stats(cache) -> dict[str, Any]:
 def stats_of(ledger: Ledger) -> dict[str, Any]:
     """See cache_stats."""
     lengths = torch.cat([n.cpu() for n in ledger.row_len]).float() if ledger.row_len else torch.zeros(1)
+    lengths = torch.cat([lengths, lengths.new_zeros(ledger.deleted)])
     real = ledger.clock.real()
     return {
         "policy": ledger.policy,
@@ -88,6 +92,7 @@ def stats_of(ledger: Ledger) -> dict[str, Any]:
         "stored_tokens_mean": float(lengths.mean()),
         "stored_tokens_min": int(lengths.min()),
         "stored_tokens_max": int(lengths.max()),
+        "deleted_rows": ledger.deleted,
         "cache_bytes": ledger.kv_bytes,
         "state_bytes": ledger.state_bytes,
         "other_bytes": ledger.other_bytes,

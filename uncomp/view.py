@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uncomp import ops
 from uncomp.config import UncompConfig
+from uncomp.deletion import KeptRows, narrow
 from uncomp.types import CacheShape, Lengths
 
 CHUNK = 64  # queries that window_scores takes at once
@@ -154,6 +155,14 @@ class PromptView(LayerView):
         if self._lse is None or self._lse.shape[2] < window:
             self._lse = lse
         return scores
+
+    def narrowed(self, kept: KeptRows, shape: CacheShape) -> PromptView:
+        """The kept rows alone, a KV head each, with the queries of the window; shape: sizes of what is stored."""
+        last = self.query[:, :, self.columns - min(self.config.window, self.columns) :]
+        states = (narrow(t, kept.row, self.shape.rows) for t in (last, self.key, self.value))
+        made = PromptView(self.layer, shape, self.config, *states, self.lengths, self.scale)
+        made.columns = self.columns
+        return made
 
     def release(self, window: int) -> None:
         """Lets go of all but the last queries, when the layer must wait for a plan over the whole model."""

@@ -30,6 +30,8 @@ class Policy:
         options: names that policy_options may hold, with their defaults.
         scope: "layer", or "model" if limits span layers: all layers then stay dense until the last one.
         beta: how steep layer_shape="pyramid" is.
+        delete_heads: rows of every layer and sequence that store nothing; `deleted_rows` says which, and `score` and
+            `limits` then see the others only.
     """
 
     name: ClassVar[str] = ""
@@ -37,6 +39,7 @@ class Policy:
     options: ClassVar[Mapping[str, Any]] = {}
     scope: str = "layer"
     beta: float = 20.0
+    delete_heads: int = 0
 
     def __init__(self, config: UncompConfig, shape: CacheShape) -> None:
         unknown = sorted(set(config.policy_options) - set(self.options))
@@ -49,6 +52,10 @@ class Policy:
     def statistic(self, view: LayerView) -> Tensor | None:
         """[B, rows] float32, measured once on the prompt; None if the policy needs none."""
         return None
+
+    def deleted_rows(self, layer: int, statistic: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        """[B, rows] bool, exactly `delete_heads` rows of each sequence."""
+        raise NotImplementedError(f"uncomp: policy {self.name} sets delete_heads and must say deleted_rows")
 
     def score(self, view: LayerView) -> Tensor:
         """[R, columns] float32, larger means keep; NaN is the smallest. Pooling follows in selection."""

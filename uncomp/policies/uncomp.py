@@ -41,6 +41,7 @@ class UNComp(Policy):
         self.whole = config.group_scope == "model"
         self.continuous = config.shape == "entropy"  # every row has a weight of its own
         self.rows = shape.rows * (shape.num_layers if self.whole else 1)  # rows that are cut into groups together
+        self.delete_heads = self._deletes()
         self.named = self._named()
         self.num_groups = [len(self._values(layer)) for layer in range(shape.num_layers)]
         self._weights = self._fixed_weights()
@@ -53,7 +54,8 @@ class UNComp(Policy):
         """[B, rows] float32, entropy as a share of ln D; None where a profile, the lot or a single group decides."""
         config = self.config
         lot = config.order == "random" and not self.continuous
-        if self._profile is not None or lot or max(self.num_groups) == 1:
+        ordered = self.delete_heads or max(self.num_groups) > 1
+        if self._profile is not None or lot or not ordered:
             return None
         if not isinstance(view, PromptView):
             raise TypeError("uncomp: the order of heads is measured on a prompt; got a view of stored rows")
@@ -76,6 +78,36 @@ class UNComp(Policy):
             return grouping.groups_online(statistic, count, config.order, config.seed, layer)
         ids = grouping.int32_on(request.device, self._host_groups(layer))
         return ids.repeat(len(request.lengths), 1)
+
+    def deleted_rows(self, layer: int, statistic: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        """[B, rows] bool, the rows lowest in the order (reverse: highest, random: of the lot's permutation)."""
+        config, rows = self.config, self.rows
+        if statistic is not None:
+            return grouping.groups_online(statistic, rows, config.order, config.seed, layer) < self.delete_heads
+        if config.order == "random":
+            gone = [rank < self.delete_heads for rank in grouping.random_groups(rows, rows, config.seed, layer)]
+        else:
+            votes = self._profile.rank_votes[config.rows][layer]
+            high = config.order == "reverse"
+            lowest = grouping.lowest_rows(votes, rows - self.delete_heads if high else self.delete_heads)
+            gone = [(row in lowest) != high for row in range(rows)]
+        return grouping.int32_on(device, tuple(map(int, gone))).bool().repeat(batch, 1)
+
+    def _deletes(self) -> int:
+        config = self.config
+        if not config.delete_heads:
+            return 0
+        if config.delete_heads >= self.shape.rows:
+            most = self.shape.rows - 1
+            raise ValueError(f"uncomp: delete_heads must lie in [0, {most}], a row stays; got {config.delete_heads}")
+        for name, plain in (("groups", None), ("group_scope", "layer"), ("shape", "linear"), ("extreme", None)):
+            given = getattr(config, name)
+            if given != plain and (name, given) != ("groups", 1):
+                raise ValueError(
+                    f"uncomp: {name} must be left out where delete_heads is given, the rows that stay share equally; "
+                    f"got {given!r}"
+                )
+        return config.delete_heads
 
     def _host_groups(self, layer: int) -> tuple[int, ...]:
         """Groups that do not hang on the prompt."""
@@ -111,7 +143,10 @@ class UNComp(Policy):
     def totals(self, layer: int, lengths: list[int]) -> list[int]:
         """[B] tokens that the rows of a layer share; with scope "model" only their sum over the layers counts."""
         if self.config.budget is not None:
-            return super().totals(layer, lengths)
+            shared = super().totals(layer, lengths)
+            if self.delete_heads and not self.config.delete_total:
+                return [total // self.rows * (self.rows - self.delete_heads) for total in shared]
+            return shared
         layers = self.shape.num_layers
         whole = [self.named.total(self.rows, self.config.floor, layer, layers, n) for n in lengths]
         return [t // layers + (layer < t % layers) for t in whole] if self.whole else whole
@@ -119,6 +154,11 @@ class UNComp(Policy):
     def limits(self, request: PlanRequest) -> Tensor:
         """[B, N] int32; a sequence's row sums to its total exactly."""
         config = self.config
+        if self.delete_heads:
+            group = torch.zeros(
+                len(request.lengths), self.rows - self.delete_heads, dtype=torch.int32, device=request.device
+            )
+            return budget.limits(group, [1], request.lengths, request.totals, config.floor)
         layer = 0 if self.whole else request.layers[0]
         weights = self._weights[layer]
         if self.continuous and self.rows > 1:
@@ -160,6 +200,8 @@ class UNComp(Policy):
             if config.groups is not None:
                 raise ValueError(f'uncomp: groups must be left out where shape is "entropy"; got {config.groups}')
             values = (None,) * self.rows
+        elif self.delete_heads:
+            values = (None,)
         else:
             count = 2 if config.extreme is not None else min(2, self.rows)
             if config.extreme is not None and config.groups not in (None, 2):

@@ -290,3 +290,22 @@ def test_a_failed_forward_breaks_its_cache_but_not_the_model(model):
             model(prompt(1, 1), past_key_values=state.past_key_values)
         assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), good)
         assert handle.stats()["stored_tokens_max"] == 40
+
+
+@pytest.mark.parametrize("rows", ["kv_head", "query_head"])
+def test_deleted_heads_save_their_share(model, rows):
+    """Bytes fall by the deleted rows; the prompt's logits do not change, because its attention is whole."""
+    ids, found = prompt(2), {}
+    for deleted in (0, 1):
+        config = uncomp.UncompConfig(budget=40, rows=rows, groups=1, delete_heads=deleted, delete_total=False)
+        with uncomp.patch(model, config) as handle, torch.no_grad():
+            first = model(ids).logits
+            out = model.generate(ids, max_new_tokens=8, num_beams=2, do_sample=False)
+            found[deleted] = first, out, handle.stats()
+    (plain, _, whole), (first, out, stats) = found[0], found[1]
+    assert torch.equal(plain, first) and out.shape[1] == ids.shape[1] + 8
+    count = {"kv_head": model.config.num_key_value_heads, "query_head": model.config.num_attention_heads}[rows]
+    assert stats["cache_bytes"] * count == whole["cache_bytes"] * (count - 1)
+    assert stats["deleted_rows"] == stats["batch"] * stats["layers"] and stats["stored_tokens_min"] == 0
+    assert stats["stored_tokens_mean"] == pytest.approx(40 * (count - 1) / count)
+    assert whole["deleted_rows"] == 0

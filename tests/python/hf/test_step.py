@@ -35,6 +35,8 @@ POLICIES = {
     "grows": {"decode": "grow", "max_new_tokens": 64},
     "covers": {"budget": 400},
     "query_head": {"rows": "query_head"},
+    "deleted": {"delete_heads": 1, "groups": 1},
+    "deleted_grows": {"delete_heads": 2, "groups": 1, "rows": "query_head", "decode": "grow", "max_new_tokens": 64},
     "model": {"group_scope": "model"},
     "snapkv": {"policy": "snapkv"},
     "adakv": {"policy": "adakv"},
@@ -53,7 +55,7 @@ def test_every_step_but_the_first_is_a_replay(model, device, name):
     assert (stats["steps_replayed"], stats["steps_eager"]) == (NEW - 2, 1)
 
 
-@pytest.mark.parametrize("name", ["uncomp", "grows"])
+@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted"])
 def test_padded_batch(model, device, name):
     ids, mask = padded(device)
     stats = both(model, lambda h: run(model, ids, mask), **POLICIES[name])
@@ -103,10 +105,11 @@ def test_rows_that_grow_are_recorded_again(model, device):
     assert stats["steps_replayed"] == 38
 
 
-def test_the_next_request_is_packed_into_the_same_memory(model, device):
-    with patched(model, record=False) as handle:
+@pytest.mark.parametrize("name", ["uncomp", "deleted"])
+def test_the_next_request_is_packed_into_the_same_memory(model, device, name):
+    with patched(model, record=False, **POLICIES[name]) as handle:
         want = [run(model, prompt(device, seed=s, columns=90 + s)) for s in range(3)]
-    with patched(model) as handle:
+    with patched(model, **POLICIES[name]) as handle:
         for s in range(3):
             assert torch.equal(run(model, prompt(device, seed=s, columns=90 + s)), want[s])
         stats = handle.stats()
@@ -140,7 +143,7 @@ def test_two_caches_in_turn(model, device):
     assert (stats["steps_recorded"], stats["steps_replayed"]) == (2, 2 * NEW - 1)
 
 
-@pytest.mark.parametrize("name", ["uncomp", "grows"])
+@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted"])
 def test_a_second_turn_goes_on_with_the_recording(model, device, name):
     def call(handle):
         first = run(model, prompt(device), return_dict_in_generate=True)
@@ -226,7 +229,8 @@ def test_another_default_dtype(model, device):
 
 
 # ---- compiled steps
-def test_a_compiled_step_is_one_graph_for_all_requests(model, device, monkeypatch):
+@pytest.mark.parametrize("name", ["uncomp", "deleted"])
+def test_a_compiled_step_is_one_graph_for_all_requests(model, device, monkeypatch, name):
     """No break, and nothing of a request in it that would compile it again: length, turn, cache object."""
     compiled, real = [], torch.compile
 
@@ -240,10 +244,10 @@ def test_a_compiled_step_is_one_graph_for_all_requests(model, device, monkeypatc
     monkeypatch.setattr(torch, "compile", compile_)
     torch._dynamo.reset()
     ids, mask = padded(device)
-    with patched(model, record=False) as handle:
+    with patched(model, record=False, **POLICIES[name]) as handle:
         want = [run(model, prompt(device, seed=s, columns=90 + 7 * s)) for s in range(3)]
         batch = run(model, ids, mask)
-    with patched(model, compile="step") as handle:
+    with patched(model, compile="step", **POLICIES[name]) as handle:
         for s in range(3):
             assert torch.equal(run(model, prompt(device, seed=s, columns=90 + 7 * s)), want[s])
         assert len(compiled) == 1
