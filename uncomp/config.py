@@ -232,6 +232,7 @@ class UncompConfig:
         self._require(
             "profile", isinstance(self.profile, str) and self.profile != "", '"online" or the path of a profile'
         )
+        self._require("compile", self.compile == "off" or self.graph != "off", '"off" where graph is "off"')
         self._require("policy_options", isinstance(self.policy_options, Mapping), "a mapping of names to values")
         self._require("shape", isinstance(self.shape, (str, tuple)), "a name or a sequence of integers")
 

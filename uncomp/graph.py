@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from uncomp._extension import warmup
 from uncomp.cache import RaggedLayer
 
 logger = logging.getLogger(__name__)
-MOST_GRAPHS = 4  # recordings that a patched model keeps
+MOST_GRAPHS = 8  # recordings that a patched model keeps
+IDLE = 256  # replays of others after which a recording of a living cache may go
 
 
 @contextlib.contextmanager
@@ -54,6 +55,7 @@ class CudaRecording:
                 self.result = function()
             except BaseException:
                 self._abandon(stream.device_index, pool)
+                current.wait_stream(stream)
                 raise
             self._graph.capture_end()
         current.wait_stream(stream)
@@ -62,9 +64,12 @@ class CudaRecording:
         """Ends a recording that failed; what the function raised is the error to show."""
         with contextlib.suppress(RuntimeError):
             self._graph.capture_end()
-        # Where that raises, the allocator would go on believing that a recording is under way.
+        # Where that raises, allocator and generator would go on believing that a recording is under way.
         with contextlib.suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(device, pool)
+        with contextlib.suppress(RuntimeError, AttributeError):
+            generator = torch.cuda.default_generators[device]
+            generator.graphsafe_set_state(generator.clone_state())
 
     def replay(self) -> None:
         """Runs the kernels on the current stream."""
@@ -94,8 +99,14 @@ class CudaGraphs:
         self._alive[device].add(recording)
         return recording
 
+    def busy(self) -> bool:
+        """True while somebody else records the current stream."""
+        return torch.cuda.is_current_stream_capturing()
+
     def order(self, device: torch.device) -> None:
-        """Makes the current stream wait for a replay on another one."""
+        """Makes the current stream wait for what another one did with recordings and their memory."""
+        if device.type != self.device_type:
+            return
         current, last = torch.cuda.current_stream(device), self._last.get(device)
         if last is not None and last != current:
             current.wait_stream(last)
@@ -121,7 +132,7 @@ class Once:
         self.result = self._function()
 
 
-@dataclass
+@dataclass(eq=False)
 class StepGraph:
     """A recorded step, and the memory that it is bound to."""
 
@@ -134,10 +145,12 @@ class StepGraph:
     cache: weakref.ref | None  # state of the cache whose arenas these are; None while they wait for a request
     generation: int
     kept: bool = True  # False: a step that runs as it is, this one time
+    weights: list[Tensor] = field(default_factory=list)  # so that their memory is nobody else's while it is read
+    used: int = 0  # count of replays when it was prepared last
 
 
 class Recordings:
-    """Those of one patched model, least recently used first, and the counts that `stats` shows."""
+    """Those of one patched model, and the counts that `stats` shows."""
 
     def __init__(self, machine: CudaGraphs) -> None:
         self.machine = machine
@@ -146,6 +159,20 @@ class Recordings:
         self.recorded = self.replayed = self.eager = 0
         self.reason: str | None = None  # of the last step that was not replayed
         self._warned: set[str] = set()
+        self._owner: int | None = None  # thread that changes the list
+        self._dead: list[Any] = []  # caches that were dropped meanwhile
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change of the list. Caches that are dropped in the middle, by a collection, are buried behind it."""
+        with self.lock:
+            before, self._owner = self._owner, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = before
+            while before is None and self._dead:
+                self.bury(self._dead.pop())
 
     # ---- recordings
     def find(self, key: tuple, shared) -> StepGraph | None:
@@ -157,35 +184,52 @@ class Recordings:
                 and graph.generation == shared.generation
                 and graph.key == key
             ):
+                graph.used = self.replayed
                 return graph
         return None
 
-    def add(self, graph: StepGraph) -> None:
-        """Keeps a recording; the one that was not used for longest goes."""
-        with self.lock:
-            self.graphs = [g for g in self.graphs if not (g.key == graph.key and g.cache == graph.cache)]
-            self.graphs = [*self.graphs, graph][-MOST_GRAPHS:]
+    def room_for(self, shared) -> bool:
+        """Whether one more recording can be kept: recording a step for every replay costs more than it saves."""
+        with self._changing():
+            alive = [g for g in self.graphs if self._serves(g, shared)]
+            self.graphs = alive
+            if len(alive) < MOST_GRAPHS:
+                return True
+            oldest = min(alive, key=lambda g: (g.cache is not None, g.used))
+            if oldest.cache is not None and self.replayed - oldest.used < IDLE:
+                return False
+            self.graphs = [g for g in alive if g is not oldest]
+            return True
 
-    def used(self, graph: StepGraph) -> None:
-        """Moves a recording to the end of the line."""
-        if self.graphs and self.graphs[-1] is not graph:
-            with self.lock:
-                self.graphs = [g for g in self.graphs if g is not graph] + [graph]
+    @staticmethod
+    def _serves(graph: StepGraph, shared) -> bool:
+        """False for a recording of memory that its cache has left."""
+        cache = graph.cache() if graph.cache is not None else None
+        return graph.cache is None or (cache is not None and graph.generation == cache.generation)
+
+    def add(self, graph: StepGraph) -> None:
+        """Keeps a recording."""
+        with self._changing():
+            graph.used = self.replayed
+            self.graphs = [*self.graphs, graph]
 
     def drop(self, graph: StepGraph) -> None:
         """Forgets a recording."""
-        with self.lock:
+        with self._changing():
             self.graphs = [g for g in self.graphs if g is not graph]
 
     def clear(self) -> None:
         """Forgets all recordings, and their memory."""
-        with self.lock:
+        with self._changing():
             self.graphs = []
 
     # ---- arenas of dropped caches
     def bury(self, shared) -> None:
         """A cache was dropped: arenas that a recording is bound to wait for the next one, all others are freed."""
-        with self.lock:
+        if self._owner == threading.get_ident():
+            self._dead.append(shared)
+            return
+        with self._changing():
             kept = []
             for graph in self.graphs:
                 if graph.cache is None or graph.cache() is not shared:
@@ -194,7 +238,7 @@ class Recordings:
                     graph.cache = None
                     kept.append(graph)
             self.graphs = kept
-        shared.layers, shared.waiting = [], []  # layers know their cache: without this only a collection frees them
+        shared.let_go()
 
     def take(self, index: int, made: RaggedLayer, shared) -> RaggedLayer:
         """Where a layer that was just packed is to stay: a waiting arena that it fits, else itself.
@@ -202,33 +246,34 @@ class Recordings:
         Args:
             index: of the layer among the compressed ones. made: the packed layer.
         """
-        with self.lock:
+        with self._changing():
             if index == 0:
                 waiting = [g for g in self.graphs if g.cache is None]
                 fitting = [g for g in waiting if g.arenas[0].fits(made)]
-                shared.claimed = fitting[-1] if fitting else None
-                # Others would hold memory that this request needs.
-                self.graphs = [g for g in self.graphs if g.cache is not None or g is shared.claimed]
-                for graph in self.graphs:
-                    if graph is shared.claimed:
-                        graph.cache = weakref.ref(shared)
-            claimed = shared.claimed
-            if claimed is None:
+                # All recordings of one set of arenas; others would hold memory that this request needs.
+                shared.claimed = [g for g in fitting if g.arenas[0] is fitting[-1].arenas[0]]
+                self.graphs = [g for g in self.graphs if g.cache is not None or g in shared.claimed]
+                for graph in shared.claimed:
+                    graph.cache = weakref.ref(shared)
+            if not shared.claimed:
                 return made
-            arena = claimed.arenas[index]
-            if not arena.fits(made):
-                self.drop(claimed)
-                shared.claimed = None
+            arenas = shared.claimed[0].arenas
+            if not arenas[index].fits(made):
+                self.graphs = [g for g in self.graphs if g not in shared.claimed]
+                shared.claimed = []
                 return made
-            arena.copy_(made)
-            if index == len(claimed.arenas) - 1:
-                claimed.generation, shared.claimed = shared.generation, None
-            return arena
+            self.machine.order(made.key_rows.device)  # the last replay on them may still run
+            arenas[index].copy_(made)
+            if index == len(arenas) - 1:
+                for graph in shared.claimed:
+                    graph.generation = shared.generation
+                shared.claimed = []
+            return arenas[index]
 
     def waiting_bytes(self) -> int:
         """Bytes of arenas that wait for the next request."""
-        waiting = [g for g in self.graphs if g.cache is None]
-        return sum(arena.kv_bytes + arena.state_bytes for graph in waiting for arena in graph.arenas)
+        waiting = {id(arena): arena for g in self.graphs if g.cache is None for arena in g.arenas}
+        return sum(arena.kv_bytes + arena.state_bytes for arena in waiting.values())
 
     # ---- why not
     def give_up(self, reason: str, *, loud: bool = True) -> None:

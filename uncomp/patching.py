@@ -184,6 +184,8 @@ class PatchHandle:
         Raises:
             ValueError: an argument out of its range, by name.
         """
+        if not self._hooks:
+            raise RuntimeError("uncomp.generate: the patch was removed; patch the model again")
         choice = choice_for(
             self._model,
             do_sample=do_sample,
@@ -227,6 +229,15 @@ class PatchHandle:
     def release(self) -> None:
         """Frees recorded steps and the memory that they keep between requests; the next request records anew."""
         self._recordings.clear()
+        self._step.forget_failures()
+
+    def __reduce_ex__(self, protocol):
+        """Refused: a copy of the model would run the original's weights."""
+        raise TypeError("uncomp: remove the patch before the model is copied or saved whole: handle.remove()")
+
+    def __deepcopy__(self, memo):
+        """Refused."""
+        return self.__reduce_ex__(4)
 
     def _enter(self, shared: SharedState | None) -> None:
         """This thread runs forwards of a cache that are begun and counted elsewhere; None: no more."""
@@ -266,6 +277,8 @@ class PatchHandle:
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
+    _begin.uncomp = True
+
     def _commit(self, stack, args, kwargs, output):
         shared = getattr(self._active, "shared", None)
         if shared is None or shared.recording:
@@ -281,6 +294,8 @@ class PatchHandle:
         capacity = shared.layers[0].ragged.capacity
         if cache is not None and (prompt or capacity != self._capacity):
             self._ledger, self._capacity = ledger_of(cache), capacity
+
+    _commit.uncomp = True
 
     def _adopt(self, cache) -> SharedState:
         shared = getattr(cache, "uncomp", None)
@@ -313,9 +328,10 @@ class PatchHandle:
     def _register(self, cache, shared: SharedState) -> None:
         """Steps of this cache are recorded here; its arenas come back when it is dropped."""
         shared.recordings = self._recordings
-        shared.checked = shared.claimed = shared.verdict = None
-        shared.cache = weakref.ref(cache)
-        weakref.finalize(cache, self._recordings.bury, shared).atexit = False
+        shared.checked = shared.verdict = None
+        shared.claimed = []
+        if shared.cache is None or shared.cache() is not cache:  # a copy that was made by other means than fork
+            shared.follow(cache)
 
     def _why_not(self) -> str | None:
         if self.config.graph == "off":

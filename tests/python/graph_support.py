@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import uncomp
 
@@ -11,21 +13,62 @@ NEW = 14
 SMALL = {"budget": 48, "groups": 2}
 
 
-class Rerun:
-    """A recorded function; a replay calls it again, with the host's numbers as they were at the recording."""
+class _Log(TorchDispatchMode):
+    """Notes every operator of a function with its tensors, and what those that it writes to held before."""
 
-    def __init__(self, active, function) -> None:
-        self._active, self._function = active, function
-        self._columns = active().clock.columns
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+        self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The memory of a tensor, whatever becomes of the object."""
+        return self.views.setdefault(id(tensor), (tensor, tensor.detach()))[1]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.name().split(".")[0] in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {function.name()}")
+        named = zip(function._schema.arguments, args, strict=False)
+        for argument, value in [*named, *((a, kwargs.get(a.name)) for a in function._schema.arguments)]:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, torch.Tensor) and id(value) not in self.before:
+                self.before[id(value)] = (value, value.clone())
+        result = function(*args, **kwargs)
+        self.calls.append((function, args, kwargs, result))
+        return result
+
+
+class Recording:
+    """The operators of one call, and nothing of its Python.
+
+    Recording undoes what the call did, because a capture runs nothing.
+    """
+
+    def __init__(self, function) -> None:
+        random = torch.get_rng_state()
+        with _Log() as log:
+            result = function()
+        torch.set_rng_state(random)
+        for tensor, before in log.before.values():
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                tensor.copy_(before)
+
+        def views(tree):
+            return tree_map_only(torch.Tensor, log.view, tree)
+
+        self._calls = [(f, views(args), views(kwargs), views(out)) for f, args, kwargs, out in log.calls]
+        self.result = views(result)
+
+    @torch.no_grad()
     def replay(self) -> None:
-        """What a graph does: it knows tensors only, so a step that reads a host number gives wrong tokens here too."""
-        shared = self._active()
-        columns, shared.clock.columns = shared.clock.columns, self._columns
-        try:
-            self.result = self._function()
-        finally:
-            shared.clock.columns = columns
+        """Calls the operators again; results go where they went the first time."""
+        for function, args, kwargs, there in self._calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(there), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr() and old.numel():
+                    old.copy_(new)
 
 
 class ReplayMachine:
@@ -38,18 +81,21 @@ class ReplayMachine:
     device_type = "cpu"
 
     def __init__(self, handle) -> None:
-        self._active = handle._step.active
         self.fail: str | None = None
         handle._recordings.machine = self
 
-    def record(self, device, function) -> Rerun:
+    def record(self, device, function) -> Recording:
         """See CudaGraphs."""
         if self.fail:
             raise RuntimeError(self.fail)
-        return Rerun(self._active, function)
+        return Recording(function)
 
     def order(self, device) -> None:
         """One thread, no streams."""
+
+    def busy(self) -> bool:
+        """Nobody else records."""
+        return False
 
     def scratch_bytes(self) -> int:
         """Nothing is held."""

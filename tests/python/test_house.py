@@ -130,7 +130,8 @@ MAY_IMPORT = {
         "view",
     },
     "hf.chunks": set(),
-    "hf.step": {"graph", "hf.shared"},
+    "hf.judge": set(),
+    "hf.step": {"graph", "hf.judge", "hf.shared"},
     "hf.loop": {"hf.shared", "hf.step"},
     "patching": {
         "config",

@@ -156,7 +156,12 @@ class UncompLayer(CacheLayerMixin):
     def _select(self, index: Tensor) -> None:
         if self.ragged is not None:
             before = self.ragged.key_rows
-            self.ragged.select(index)
+            try:
+                self.ragged.select(index)
+            except BaseException:
+                if self.index > 0:  # layers before this one have changed already
+                    self.shared.clock.abandon()
+                raise
             self.shared.generation += self.ragged.key_rows is not before
         if self.index == len(self.shared.layers) - 1:
             self.shared.clock.select(index.tolist())
@@ -249,6 +254,7 @@ def new_layers(cache: Cache, shared: SharedState) -> None:
     for index, layer in zip(shared.managed, made, strict=True):
         cache.layers[index] = layer
     cache.uncomp = shared
+    shared.follow(cache)
 
 
 class UncompCache(DynamicCache):
@@ -271,7 +277,9 @@ class UncompCache(DynamicCache):
 
     def fork(self) -> UncompCache:
         """A copy that shares no memory: ask one context several questions."""
-        return copy.deepcopy(self)
+        twin = copy.deepcopy(self)
+        twin.uncomp.follow(twin)
+        return twin
 
     def memory_bytes(self) -> int:
         """Bytes of keys and values in compressed layers, free slots included."""

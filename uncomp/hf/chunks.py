@@ -42,10 +42,12 @@ class ChunkedMlps:
         before, forward = vars(module).get("forward"), module.forward
 
         @functools.wraps(forward)
-        def ours(states: Tensor, *args, **kwargs) -> Tensor:
-            short = states.dim() != 3 or states.shape[0] * states.shape[1] <= CHUNK
-            if short or args or kwargs or ours.whole or torch.is_grad_enabled():
-                return forward(states, *args, **kwargs)
+        def ours(*args, **kwargs) -> Tensor:
+            states = args[0] if len(args) == 1 and not kwargs else None
+            if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[0] * states.shape[1] <= CHUNK:
+                return forward(*args, **kwargs)
+            if ours.whole or torch.is_grad_enabled() or _watched(module):
+                return forward(*args, **kwargs)
             out = torch.empty_like(states)
             step = max(1, CHUNK // states.shape[0])
             for begin in range(0, states.shape[1], step):
@@ -55,3 +57,9 @@ class ChunkedMlps:
         ours.whole, ours.uncomp = False, True
         module.forward = ours
         return module, ours, before
+
+
+def _watched(module: torch.nn.Module) -> bool:
+    """Whether a hook inside would see chunks where it expects a prompt."""
+    inner = (m for m in module.modules() if m is not module)
+    return any(m._forward_hooks or m._forward_pre_hooks for m in inner)

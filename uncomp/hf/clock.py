@@ -102,7 +102,7 @@ class Clock:
         width = self.columns + 1
         if mask.dim() != 2 or mask.shape[1] < width:
             return False  # _read says what is wrong
-        known = torch.ones(self.batch, width, dtype=torch.bool)
+        known = torch.ones(self.batch, width, dtype=torch.bool, device="cpu")
         known[:, : self._mask.shape[1]] = self._mask
         return torch.equal(mask[:, :width].to("cpu", torch.bool), known)
 
@@ -135,13 +135,14 @@ class Clock:
         """[B] int32, real tokens before the current column; advanced in place by `commit`."""
         if device in self._stale:
             self._stale.remove(device)
-            real, known = torch.tensor(self.real(), dtype=torch.int32), self._position[device]
-            if known.shape == real.shape and known.is_inference() == torch.is_inference_mode_enabled():
+            real, known = torch.tensor(self.real(), dtype=torch.int32, device="cpu"), self._position[device]
+            if known.shape == real.shape:
                 known.copy_(real)
             else:
                 del self._position[device]
         if device not in self._position:
-            self._position[device] = torch.tensor(self.real(), dtype=torch.int32, device=device)
+            with torch.inference_mode(False):  # a step in another mode must be able to advance it
+                self._position[device] = torch.tensor(self.real(), dtype=torch.int32, device=device)
         return self._position[device]
 
     def keep_position_in(self, tensor: Tensor) -> None:
@@ -185,7 +186,7 @@ class Clock:
     def _read(self, batch: int, tokens: int, mask: Tensor | None, positions: Tensor | None) -> Chunk:
         past = self.columns
         if mask is None:
-            mask = torch.ones(batch, past + tokens, dtype=torch.bool)
+            mask = torch.ones(batch, past + tokens, dtype=torch.bool, device="cpu")
             if self._mask is not None:
                 mask[:, : self._mask.shape[1]] = self._mask
         else:
@@ -197,7 +198,7 @@ class Clock:
         prior = mask[:, :past].sum(1).tolist()
         self._check_past(mask[:, :past], prior)
         lengths = Lengths(new.sum(1).tolist(), tokens)
-        suffix = torch.arange(tokens) >= torch.tensor(lengths.first).unsqueeze(1)
+        suffix = torch.arange(tokens, device="cpu") >= torch.tensor(lengths.first, device="cpu").unsqueeze(1)
         pack = None if torch.equal(suffix, new) else torch.argsort(new.to(torch.int8), dim=1, stable=True)
         if past == 0 and pack is not None and not new[:, -1].all():
             empty = [n == 0 for n in lengths.length]
@@ -219,9 +220,13 @@ class Clock:
         known[:, : self._mask.shape[1]] = self._mask
         if (past & ~known).any():
             raise ValueError("uncomp: attention_mask makes columns real that were padding when the cache stored them")
-        last = torch.where(past, torch.arange(past.shape[1]), -1).amax(1) if past.shape[1] else past.new_zeros(0)
+        last = (
+            torch.where(past, torch.arange(past.shape[1], device="cpu"), -1).amax(1)
+            if past.shape[1]
+            else past.new_zeros(0)
+        )
         lost = known & ~past
-        if past.shape[1] and (lost & (torch.arange(past.shape[1]) < last.unsqueeze(1))).any():
+        if past.shape[1] and (lost & (torch.arange(past.shape[1], device="cpu") < last.unsqueeze(1))).any():
             raise ValueError(
                 "uncomp: attention_mask takes back a stored token in front of others; only the newest can go"
             )

@@ -7,6 +7,8 @@ reads blocks of tokens while the next ones are being made. Fewer options than st
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,24 @@ from uncomp.hf.shared import SharedState
 from uncomp.hf.step import Step
 
 BLOCK = 16  # tokens that the host reads at once
+COLDEST = 1e-4  # temperature below which logits overflow
+# What stock generate reads from a model's generation_config and this loop does not apply.
+_NOT_APPLIED = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +64,14 @@ class Choice:
             if not ok:
                 raise ValueError(f"uncomp.generate: {name} must be {wanted}; got {getattr(self, name)!r}")
 
+        def number(value: Any, kind: type | tuple[type, ...]) -> bool:
+            return isinstance(value, kind) and not isinstance(value, bool)
+
         require("do_sample", isinstance(self.do_sample, bool), "True or False")
-        require("temperature", self.temperature > 0, "above 0 (do_sample=False for the most likely token)")
-        require("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "an integer of at least 0 (0: all tokens)")
-        require("top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        warm = number(self.temperature, (int, float)) and COLDEST <= self.temperature < float("inf")
+        require("temperature", warm, f"a number of at least {COLDEST} (do_sample=False for the most likely token)")
+        require("top_k", number(self.top_k, int) and self.top_k >= 0, "an integer of at least 0 (0: all tokens)")
+        require("top_p", number(self.top_p, (int, float)) and 0 < self.top_p <= 1, "a number in (0, 1]")
 
     def __call__(self, logits: Tensor) -> Tensor:
         """[B, 1] int64 from [B, V] float32. Reads nothing back, so that it can be recorded."""
@@ -66,17 +90,43 @@ class Choice:
         return (share / torch.empty_like(share).exponential_()).argmax(-1, keepdim=True)
 
 
-def choice_for(model: torch.nn.Module, *, eos_token_id: Any, pad_token_id: int | None, **options: Any) -> Choice:
-    """A Choice whose end and padding tokens default to the model's, the padding then to the first end token, then 0."""
+def choice_for(model: torch.nn.Module, *, eos_token_id: Any, pad_token_id: Any, **options: Any) -> Choice:
+    """A Choice whose end and padding tokens default to the model's, the padding then to the first end token, then 0.
+
+    Warns:
+        UserWarning: the model's generation_config asks for something that is not applied here.
+    """
     defaults = model.generation_config
+    for name in _NOT_APPLIED:
+        value = getattr(defaults, name, None)
+        if value is not None and value != 0 and value != 1.0:
+            warnings.warn(
+                f"uncomp.generate: {name}={value!r} of the model's generation_config is not applied; "
+                "the model's own generate applies it",
+                stacklevel=4,
+            )
     eos = defaults.eos_token_id if eos_token_id is None else eos_token_id
-    eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(int(token) for token in eos)
+    if isinstance(eos, Tensor):
+        eos = eos.flatten().tolist()
+    several = isinstance(eos, (list, tuple))
+    eos = () if eos is None else tuple(_token("eos_token_id", t) for t in (eos if several else (eos,)))
     pad = defaults.pad_token_id if pad_token_id is None else pad_token_id
-    return Choice(eos=eos, pad=(eos[0] if eos else 0) if pad is None else pad, **options)
+    pad = (eos[0] if eos else 0) if pad is None else _token("pad_token_id", pad)
+    return Choice(eos=eos, pad=pad, **options)
+
+
+def _token(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"uncomp.generate: {name} must be a token id; got {value!r}") from None
 
 
 def check_prompt(ids: Tensor, mask: Tensor | None, most: int) -> None:
     """Refuses what cannot be a prompt."""
+    if not isinstance(ids, Tensor) or not isinstance(mask, (Tensor, type(None))):
+        got = f"{type(ids).__name__} and {type(mask).__name__}"
+        raise ValueError(f"uncomp.generate: input_ids and attention_mask must be tensors; got {got}")
     if ids.dim() != 2 or ids.numel() == 0 or ids.dtype != torch.int64:
         got = f"{list(ids.shape)} {ids.dtype}"
         raise ValueError(f"uncomp.generate: input_ids must be [B, S] int64 with at least one token; got {got}")
@@ -93,6 +143,7 @@ class Loop:
     def __init__(self, model: torch.nn.Module, step: Step, enter: Callable[[SharedState | None], None]) -> None:
         """enter: tells the patched model which cache's forward this thread is in."""
         self.model, self.step, self.enter = model, step, enter
+        self._mask: Tensor | None = None
 
     @torch.no_grad()
     def run(
@@ -124,18 +175,11 @@ class Loop:
             logits_to_keep=1,
         )
         token = choice(out.logits[:, -1].float())
-        ended = self._ends(token, choice)
-        blocks = [token.cpu()]
-        if on_tokens is not None:
-            on_tokens(blocks[0])
-        if most > 1 and not (choice.eos and bool(ended.all())):
-            blocks += self._steps(cache, token, ended, positions[:, -1:] + 1, choice, most - 1, on_tokens)
-        new = torch.cat(blocks, 1)
-        if choice.eos:  # blocks may go on after the last sequence ended
-            hit = torch.isin(new, torch.tensor(choice.eos)).int().cumsum(1) > 0
-            done = hit.all(0)
-            new = new[:, : int(done.int().argmax()) + 1] if bool(done.any()) else new
-        return torch.cat([ids, new.to(ids.device)], 1)
+        reader = _Reader(choice, on_tokens)
+        if not reader.take(token.cpu()) and most > 1:
+            self._mask = mask if self.step.why_not is not None else None
+            self._steps(cache, token, self._ends(token, choice), positions[:, -1:] + 1, choice, most - 1, reader)
+        return torch.cat([ids, torch.cat(reader.blocks, 1).to(ids.device)], 1)
 
     def _steps(
         self,
@@ -145,12 +189,12 @@ class Loop:
         positions: Tensor,
         choice: Choice,
         most: int,
-        on_tokens: Callable[[Tensor], None] | None,
-    ) -> list[Tensor]:
-        """Tokens [B, n] on the host, block by block; a block is read while the next one is made."""
+        reader: _Reader | None,
+    ) -> None:
+        """Makes tokens block by block; a block is read while the next one is made."""
         shared: SharedState = cache.uncomp
         values = {"states": token, "positions": positions, "ended": ended}
-        inputs, blocks, waiting = None, [], None
+        inputs, waiting = None, None
         issued = 0
         while issued < most:
             count = min(BLOCK, most - issued)
@@ -182,20 +226,11 @@ class Loop:
                     buffer[-1] = buffer[-1].clone()  # the next run writes over it
             issued += count
             arrived = waiting
-            waiting = _Fetch(torch.cat(buffer, 1), inputs["ended"])
-            if arrived is not None and self._take(arrived, blocks, on_tokens, choice):
-                return blocks
-        self._take(waiting, blocks, on_tokens, choice)
-        return blocks
-
-    @staticmethod
-    def _take(fetch: _Fetch, blocks: list[Tensor], on_tokens, choice: Choice) -> bool:
-        """True if every sequence has ended."""
-        tokens, ended = fetch.read()
-        blocks.append(tokens)
-        if on_tokens is not None:
-            on_tokens(tokens)
-        return bool(choice.eos) and bool(ended.all())
+            waiting = _Fetch(torch.cat(buffer, 1))
+            if reader is not None and arrived is not None and reader.take(arrived.read()):
+                return
+        if reader is not None:
+            reader.take(waiting.read())
 
     def _prepare(self, shared: SharedState, cache: Any, token: Tensor, choice: Choice):
         batch, device, static = token.shape[0], token.device, self.step.static
@@ -213,6 +248,7 @@ class Loop:
             def one() -> None:
                 out = self.model(
                     input_ids=inputs["states"],
+                    attention_mask=self._whole_mask(shared),
                     position_ids=inputs["positions"],
                     past_key_values=self.step.active().cache(),
                     use_cache=True,
@@ -233,9 +269,18 @@ class Loop:
         self.enter(shared)
         try:
             with self.step.recordings.lock:
-                return self.step.prepare(("loop", batch, choice), shared, make, self.step.obstacle(shared))
+                obstacle = self.step.obstacle(shared, self.model)
+                return self.step.prepare(("loop", batch, choice), shared, make, self.model, obstacle)
         finally:
             self.enter(None)
+
+    def _whole_mask(self, shared: SharedState) -> Tensor | None:
+        """[B, columns + 1] for layers that keep transformers' own cache, and so its padding; such steps are never
+        recorded. Compressed layers store no padding."""
+        if self._mask is None:
+            return None
+        new = shared.clock.columns + 1 - self._mask.shape[1]
+        return torch.cat([self._mask, self._mask.new_ones(self._mask.shape[0], new)], 1)
 
     @staticmethod
     def _ends(token: Tensor, choice: Choice) -> Tensor:
@@ -245,23 +290,44 @@ class Loop:
         return found
 
 
+class _Reader:
+    """Takes tokens in on the host, up to the one with which the last sequence ends."""
+
+    def __init__(self, choice: Choice, on_tokens: Callable[[Tensor], None] | None) -> None:
+        self.blocks: list[Tensor] = []
+        self._eos = torch.tensor(choice.eos, dtype=torch.int64, device="cpu")
+        self._on_tokens = on_tokens
+        self._ended: Tensor | None = None  # [B, 1]
+
+    def take(self, tokens: Tensor) -> bool:
+        """Takes a block [B, n]; True if every sequence has ended."""
+        hit = torch.isin(tokens, self._eos)
+        if self._ended is not None:
+            hit[:, :1] |= self._ended
+        hit = hit.cumsum(1) > 0
+        self._ended, done = hit[:, -1:], hit.all(0)
+        over = bool(done.any())
+        if over:
+            tokens = tokens[:, : int(done.int().argmax()) + 1]
+        self.blocks.append(tokens)
+        if self._on_tokens is not None:
+            self._on_tokens(tokens)
+        return over
+
+
 class _Fetch:
     """Tokens on their way to the host."""
 
-    def __init__(self, tokens: Tensor, ended: Tensor) -> None:
-        self._tensors = [tokens, ended]
-        self._event = None
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens, self._event = tokens, None
         if tokens.is_cuda:
-            self._tensors = [
-                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in self._tensors
-            ]
+            there = torch.empty(tokens.shape, dtype=tokens.dtype, device="cpu", pin_memory=True)
+            self._tokens = there.copy_(tokens, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
-        else:
-            self._tensors = [t.clone() for t in self._tensors]
 
-    def read(self) -> list[Tensor]:
+    def read(self) -> Tensor:
         """Waits until they are there."""
         if self._event is not None:
             self._event.synchronize()
-        return self._tensors
+        return self._tokens

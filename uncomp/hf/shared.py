@@ -7,7 +7,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -63,6 +63,13 @@ def forget_pending() -> None:
     _pending.slot = None
 
 
+def _dropped(shared: SharedState) -> None:
+    if shared.recordings is not None:
+        shared.recordings.bury(shared)
+    else:
+        shared.let_go()
+
+
 class SharedState:
     """What the layers of one cache have in common."""
 
@@ -75,11 +82,12 @@ class SharedState:
         self.cache: weakref.ref | None = None  # the cache whose state this is, where it is a patched model's
         self.recording = False  # a step is being recorded: nothing runs, so nothing is counted
         self.replayed = False  # the step of the current forward was a replay
+        self.plain = False  # the current step must not be compiled: something forbids recordings
         self.debt = 0  # replayed steps that the layers have not counted yet
         self.generation = 0  # how often memory of a layer moved
-        self.claimed: StepGraph | None = None  # arenas that this prompt is packed into
+        self.claimed: list[StepGraph] = []  # recordings whose arenas this prompt is packed into
         self.checked: StepGraph | None = None  # recording that was found valid since the last prompt or turn
-        self.verdict: tuple[str | None] | None = None  # what forbids recordings of the model, since then too
+        self.verdict: tuple | None = None  # (module, a weight's address, what forbids recordings), since then too
         self._free: int | None = None  # see free_slots
         self.layers: list[UncompLayer] = []
         self.waiting: list[Measured] = []  # a plan over the whole model: layers that are still dense
@@ -88,10 +96,20 @@ class SharedState:
         """A copy without the memory of recorded steps."""
         twin = copy.copy(self)
         memo[id(self)] = twin
-        twin.recordings = twin.cache = twin.claimed = twin.checked = twin.verdict = None
+        twin.recordings = twin.cache = twin.checked = twin.verdict = None
+        twin.claimed = []
         for name in ("clock", "layers", "waiting"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         return twin
+
+    def follow(self, cache: Any) -> None:
+        """Lets go of everything when the cache is dropped."""
+        self.cache = weakref.ref(cache)
+        weakref.finalize(cache, _dropped, self).atexit = False
+
+    def let_go(self) -> None:
+        """Layers know this object: without this only a garbage collection would free them."""
+        self.layers, self.waiting = [], []
 
     def settle(self) -> None:
         """Lets the layers count the steps that were replayed."""

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uncomp.graph import Once, Recordings, StepGraph
+from uncomp.graph import MOST_GRAPHS, Once, Recordings, StepGraph
+from uncomp.hf import judge
 from uncomp.hf.shared import SharedState, forget_pending
-
-_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
-_HOST_ROPE = ("dynamic", "longrope")  # rotary types that choose frequencies on the host, by the longest position
-_HARMLESS = "output_capturing_hook"  # transformers' own: does nothing unless outputs are asked for, which is refused
 
 
 class Step:
@@ -59,6 +56,7 @@ class Step:
         def run(*args, **kwargs):
             return self.run(*args, **kwargs)
 
+        run.uncomp = True
         self._wrapper = run
         stack.forward = run
 
@@ -79,14 +77,14 @@ class Step:
         if shared is None or shared.clock.chunk is None or shared.clock.chunk.lengths is not None:
             return self.forward(*args, **kwargs)
         if shared.recording:  # a step that calls the whole model, see hf/loop.py
-            return self.one_token(**(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs))
-        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+            return self.one_token(shared.plain, **(dict(zip(judge.ARGUMENTS, args, strict=False)) | kwargs))
+        given = dict(zip(judge.ARGUMENTS, args, strict=False)) | kwargs
         states = given.get("inputs_embeds")
         kind = "input_ids" if states is None else "inputs_embeds"
         states = given[kind]
-        reason = self.obstacle(shared) or _argument(given, self.stack)
+        reason = self.obstacle(shared, self.stack) or judge.argument(given, self.stack.config)
         if reason is not None:
-            self.recordings.give_up(reason, loud=self._loud(reason, (), states.device))
+            self.recordings.give_up(reason, loud=self._loud(reason, states.device))
             return self.forward(*args, **kwargs)
         positions = given.get("position_ids")
 
@@ -98,6 +96,7 @@ class Step:
 
             def step() -> tuple[Tensor, type]:
                 out = self.one_token(
+                    False,
                     **{kind: inputs["states"]},
                     position_ids=inputs["positions"],
                     past_key_values=self.active().cache(),  # no reference to it stays behind
@@ -108,7 +107,8 @@ class Step:
 
         # Recordings share scratch memory, and another one may write where this one leaves its result.
         with self.recordings.lock:
-            graph = self.prepare((kind, tuple(states.shape), states.dtype), shared, make)
+            self.recordings.machine.order(states.device)
+            graph = self.prepare((kind, tuple(states.shape), states.dtype), shared, make, self.stack)
             graph.inputs["states"].copy_(states)
             if positions is None:
                 graph.inputs["positions"].fill_(shared.clock.columns)
@@ -117,12 +117,12 @@ class Step:
             hidden, output = self.replay(graph, shared)
             return output(last_hidden_state=hidden.clone(), past_key_values=given["past_key_values"])
 
-    def one_token(self, **kwargs) -> Any:
-        """The stack's forward for one token a sequence, compiled where that was asked for."""
+    def one_token(self, plain: bool, **kwargs) -> Any:
+        """The stack's forward for one token a sequence, compiled where that was asked for, unless `plain`."""
         # The same arguments whoever calls: others are off, and would only make torch.compile start again.
-        kwargs = {name: kwargs[name] for name in _ARGUMENTS if kwargs.get(name) is not None}
+        kwargs = {name: kwargs[name] for name in judge.ARGUMENTS if kwargs.get(name) is not None}
         kwargs["use_cache"] = True
-        if not self._compiled:
+        if plain or not self._compiled:
             return self.forward(**kwargs)
         states = kwargs.get("inputs_embeds")
         batch = (kwargs["input_ids"] if states is None else states).shape[0]
@@ -143,8 +143,7 @@ class Step:
     def replay(self, graph: StepGraph, shared: SharedState) -> Any:
         """Runs a prepared step of a cache on the current stream; gives what the recorded function returned."""
         with self.recordings.lock:
-            if graph.kept:
-                self.recordings.machine.order(graph.position.device)
+            self.recordings.machine.order(graph.position.device)
             shared.recording = True  # the layers count on the host later, see SharedState.settle
             try:
                 graph.recording.replay()
@@ -161,6 +160,7 @@ class Step:
         key: tuple,
         shared: SharedState,
         make: Callable[[], tuple[dict[str, Tensor], Callable[[], Any]]],
+        root: torch.nn.Module,
         obstacle: str | None = None,
     ) -> StepGraph:
         """A step that may be replayed once, or more often if it is `kept`: the recording for this cache as it is now.
@@ -169,18 +169,22 @@ class Step:
         cannot be recorded.
 
         Args:
-            key: kind of step. make: gives static inputs and the function that is recorded. obstacle: why it must not.
+            key: kind of step. make: gives static inputs and the function that is recorded.
+            root: whose modules it runs. obstacle: why it must not be recorded.
         """
         key = (*key, torch.is_inference_mode_enabled())
         if shared.free_slots() == 0:
             shared.make_room()
-        graph = self._bound(key, shared) if obstacle is None else None
+        shared.plain = obstacle is not None
+        graph = self._bound(key, shared, root) if obstacle is None else None
         if graph is not None:
             return graph
         reason = obstacle or self._failed.get(key)
         if reason is None and key not in self._warm:
             self._warm.add(key)
             reason = "the first step warms up"
+        if reason is None and not self.recordings.room_for(shared):
+            reason = f"more than {MOST_GRAPHS} caches are in use in turns"
         inputs, step = make()
         device = inputs["states"].device
         position, mark = shared.clock.position(device), ()
@@ -188,10 +192,12 @@ class Step:
         if reason is None:
             shared.recording = True
             try:
-                recording, mark = self.recordings.machine.record(device, step), self.mark()
+                recording, mark = self.recordings.machine.record(device, step), judge.mark(root)
             except Exception as error:  # whatever forbids a recording: the ordinary step gives the same result
                 text = str(error).strip().split("\n")[0]
-                reason = self._failed[key] = f"recording failed ({type(error).__name__}: {text})"
+                reason = f"recording failed ({type(error).__name__}: {text})"
+                if not isinstance(error, torch.OutOfMemoryError):  # memory may be free the next time
+                    self._failed[key] = reason
             finally:
                 shared.recording = False
                 forget_pending()
@@ -205,92 +211,59 @@ class Step:
             weakref.ref(shared),
             shared.generation,
             kept=reason is None,
+            weights=judge.tensors(root) if reason is None else [],
         )
         if reason is not None:
-            self.recordings.give_up(reason, loud=self._loud(reason, key, device))
+            self.recordings.give_up(reason, loud=self._loud(reason, device))
             return graph
         self.recordings.recorded += 1
         self.recordings.add(graph)
         shared.checked = graph
         return graph
 
-    def _loud(self, reason: str, key: tuple, device: torch.device) -> bool:
+    def _loud(self, reason: str, device: torch.device) -> bool:
         """Whether a user should hear of it: not on a CPU, not where it was asked for, not of a warm-up."""
-        return key in self._failed or (device.type == "cuda" and not self.asked and "warms up" not in reason)
+        failed = reason.startswith("recording failed")
+        return failed or (device.type == "cuda" and not self.asked and "warms up" not in reason)
 
-    def _bound(self, key: tuple, shared: SharedState) -> StepGraph | None:
+    def forget_failures(self) -> None:
+        """Recordings that failed are tried again."""
+        self._failed.clear()
+
+    def _bound(self, key: tuple, shared: SharedState, root: torch.nn.Module) -> StepGraph | None:
         graph = self.recordings.find(key, shared)
         if graph is None:
             return None
         if shared.checked is not graph:  # once a turn
-            if graph.mark != self.mark():
+            if graph.mark != judge.mark(root):
                 self.recordings.drop(graph)
                 return None
             shared.checked = graph
         if shared.clock.position(graph.position.device) is not graph.position:
             shared.clock.keep_position_in(graph.position)
-        self.recordings.used(graph)
         return graph
 
-    # ---- what forbids a recording
-    def obstacle(self, shared: SharedState) -> str | None:
-        """Why no step of this model and cache can be recorded now, whatever its arguments; None if it can."""
+    def obstacle(self, shared: SharedState, root: torch.nn.Module) -> str | None:
+        """Why no step of this cache can be recorded now, whatever its arguments; None if it can.
+
+        Args:
+            root: what the recording holds, the stack or the whole model.
+        """
         if self.why_not is not None:
             return self.why_not
         if torch.is_grad_enabled():
             return "gradients are on; call under torch.no_grad()"
         if torch.is_autocast_enabled("cuda"):
             return "autocast is on"
+        if self.stack.training:
+            return "the model is in training mode"
         if shared.layers[0].ragged is None:
             return "nothing is compressed yet"
-        if shared.verdict is None:  # once a turn: it looks at every module
-            shared.verdict = (self._judge(),)
-        return shared.verdict[0]
-
-    def mark(self) -> tuple:
-        """What a recording depends on beside its inputs and arenas: weights, hooks, wrapped forwards, modes."""
-        stack = self.stack
-        tensors = tuple(t.data_ptr() for t in (*stack.parameters(), *stack.buffers()))
-        return tensors, tuple(_foreign(stack)), stack.training, stack.config._attn_implementation
-
-    def _judge(self) -> str | None:
-        stack = self.stack
-        devices = {t.device for t in (*stack.parameters(), *stack.buffers())}
-        wanted = self.recordings.machine.device_type
-        if any(device.type != wanted for device in devices):
-            return f"the model is not on a {wanted} device"
-        if len(devices) > 1:
-            return "the model lies on several devices"
-        found = next(_foreign(stack), None)
-        if found is not None:
-            return f"a replay would skip the {found}"
-        rope = getattr(stack.config, "rope_parameters", None) or {}
-        kinds = {rope.get("rope_type")} | {v.get("rope_type") for v in rope.values() if isinstance(v, dict)}
-        if kinds & set(_HOST_ROPE):
-            return f"rotary embeddings of type {', '.join(kinds & set(_HOST_ROPE))} read positions on the host"
-        return None
-
-
-def _argument(given: dict[str, Any], stack: torch.nn.Module) -> str | None:
-    for name, value in given.items():
-        if name not in _ARGUMENTS and name != "return_dict" and value is not None and value is not False:
-            return f"the forward was called with {name}"
-    if given.get("return_dict") is False:
-        return "the forward was called with return_dict=False"
-    if stack.config.output_hidden_states or stack.config.output_attentions:
-        return "the model's config asks for hidden states or attention weights"
-    return None
-
-
-def _foreign(stack: torch.nn.Module) -> Iterator[str]:
-    """Names of hooks and wrapped forwards inside the stack, other than transformers' and our own."""
-    for name, module in stack.named_modules():
-        if module is stack:
-            continue
-        where = f"{name} ({type(module).__name__})"
-        wrapped = vars(module).get("forward")
-        if wrapped is not None and not getattr(wrapped, "uncomp", False):
-            yield f"wrapped forward of {where}"
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if getattr(hook, "__name__", "") != _HARMLESS:
-                yield f"hook on {where}"
+        weight = judge.first_weight(self.stack)
+        if shared.verdict is None or shared.verdict[:2] != (root, weight):  # once a turn: it looks at every module
+            machine = self.recordings.machine
+            reason = judge.forbidden(root, machine.device_type, whole=root is not self.stack)
+            shared.verdict, shared.checked = (root, weight, reason), None
+        if shared.verdict[2] is None and self.recordings.machine.busy():
+            return "somebody else records the current stream"
+        return shared.verdict[2]

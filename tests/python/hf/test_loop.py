@@ -80,6 +80,46 @@ def test_ends_where_stock_generate_ends(model, device):
             assert torch.equal(got, want), eos
 
 
+def test_padded_batch_beside_layers_that_keep_padding(device):
+    """Sliding layers are left to transformers, whose cache holds the padding: they need the mask."""
+    family = tiny_model("gemma3_text").to(device)
+    ids = prompt(device, 2, 12)
+    mask = torch.ones_like(ids)
+    ids[1, :8], mask[1, :8] = 0, 0
+    with patched(family, skip_sliding=True) as handle:
+        want = family.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW)
+        assert torch.equal(handle.generate(ids, mask, max_new_tokens=NEW), want)
+
+
+def test_blocks_stop_where_the_last_sequence_ends(model, device):
+    ids, mask = padded(device)
+    seen = []
+    with patched(model) as handle:
+        free = handle.generate(ids, mask, max_new_tokens=NEW)[:, ids.shape[1] :]
+        eos = [int(t) for t in free[:, 20]]
+        out = handle.generate(ids, mask, max_new_tokens=NEW, eos_token_id=eos, on_tokens=seen.append)
+    assert torch.equal(torch.cat(seen, 1), out[:, ids.shape[1] :].cpu())
+
+
+def test_what_the_generation_config_asks_for_and_is_not_applied_is_said(model, device, recwarn):
+    with patched(model) as handle:
+        handle.generate(prompt(device), max_new_tokens=2)
+        assert not [w for w in recwarn if "generation_config" in str(w.message)]
+        model.generation_config.repetition_penalty = 1.5
+        try:
+            with pytest.warns(UserWarning, match="repetition_penalty=1.5 of the model's generation_config"):
+                handle.generate(prompt(device), max_new_tokens=2)
+        finally:
+            model.generation_config.repetition_penalty = None
+
+
+def test_after_removal(model, device):
+    with patched(model) as handle:
+        pass
+    with pytest.raises(RuntimeError, match="the patch was removed"):
+        handle.generate(prompt(device))
+
+
 def test_blocks_arrive_in_order(model, device):
     seen = []
     with patched(model) as handle:
@@ -143,9 +183,13 @@ def test_function_patches_for_one_call(model, device):
     ("options", "text"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1; got 0"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "temperature must be a number of at least 0.0001"),
+        ({"temperature": None}, "temperature must be a number of at least 0.0001"),
+        ({"eos_token_id": "x"}, "eos_token_id must be a token id; got 'x'"),
+        ({"pad_token_id": [0]}, r"pad_token_id must be a token id; got \[0\]"),
+        ({"attention_mask": [1]}, "input_ids and attention_mask must be tensors; got Tensor and list"),
         ({"top_k": -1}, "top_k must be an integer of at least 0"),
-        ({"top_p": 1.5}, r"top_p must be in \(0, 1\]; got 1.5"),
+        ({"top_p": 1.5}, r"top_p must be a number in \(0, 1\]; got 1.5"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask must be \[1, 90\] as input_ids is; got \[1, 3\]"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
