@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
-from uncomp import cli_calibrate, cli_show
+from uncomp import cli_calibrate, cli_show, cli_study
 from uncomp.calibration import files
 from uncomp.config import UncompConfig, known_policies
 
@@ -98,6 +98,7 @@ def _arguments() -> argparse.ArgumentParser:
     _cache_arguments(generate)
     cli_calibrate.add(commands)
     cli_show.add(commands)
+    cli_study.add(commands)
     return parser
 
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`uncomp study ratio`: which share of a budget newest tokens should have beside heavy hitters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Adds the command to what argparse's add_subparsers returned."""
+    text = "Studies of a model's heads over texts."
+    study = commands.add_parser("study", help=text.lower().rstrip("."), description=text)
+    kinds = study.add_subparsers(metavar="STUDY", required=True)
+    text = "Share of newest tokens against heavy hitters, by the correlation of entropy trends over the layers."
+    parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
+    parser.set_defaults(command=_ratio)
+    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files")
+    parser.add_argument("--samples", type=int, default=8, help="pieces of the text; default %(default)s")
+    parser.add_argument("--seqlen", type=int, default=1024, help="tokens of a piece; default %(default)s")
+    parser.add_argument("--budget", type=int, default=384, metavar="N", help="tokens a row keeps; default %(default)s")
+    parser.add_argument("--shares", type=_shares, metavar="X,X,...", help="of newest tokens; default 0,0.1,...,1")
+    parser.add_argument("--tensor", choices=("key", "value", "query"), default="key", help="default key")
+    parser.add_argument("--seed", type=int, default=42, help="of the pieces; default %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    parser.add_argument("--out", metavar="FILE", help="write what was found, with all curves, as JSON")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
+    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be shares like 0,0.25,0.5; got {text!r}") from None
+
+
+def _ratio(args: argparse.Namespace, progress: Any) -> int:
+    from uncomp.calibration import files, samples
+
+    texts = samples.read_texts(args.text)  # before the model: it may take minutes
+    if args.out is not None and not Path(args.out).absolute().parent.is_dir():
+        raise ValueError(f'uncomp study: out "{args.out}" lies in no folder that exists')
+
+    from uncomp.hf.environment import best_device, best_dtype, quiet
+
+    device = best_device(args.device)
+    quiet(silent=not progress.shown)
+    from uncomp.calibration.recent import SHARES, study_recent_share
+    from uncomp.hf.load import load_model
+
+    progress("loading")
+    model, tokenizer = load_model(args.model, dtype=best_dtype(args.dtype, device), device=device)
+    study = study_recent_share(
+        model,
+        tokenizer,
+        texts,
+        samples=args.samples,
+        seqlen=args.seqlen,
+        budget=args.budget,
+        shares=SHARES if args.shares is None else args.shares,
+        tensor=args.tensor,
+        seed=args.seed,
+        progress=progress,
+    )
+    progress.clear()
+    found = {**asdict(study), "best_share": None if study.best is None else study.shares[study.best]}
+    if args.out is not None:
+        files.replace_file(args.out, (json.dumps(found, indent=1) + "\n").encode())
+    print(json.dumps(found) if args.json else _lines(study))
+    return 0
+
+
+def _lines(study: Any) -> str:
+    lines = [
+        f"{study.samples} samples of {study.seqlen} tokens, {study.budget} stay; entropy of the {study.tensor}",
+        f"{'newest':>8} {'tokens':>8} {'heavy':>8} {'correlation':>12}",
+    ]
+    for i, (share, recent, found) in enumerate(zip(study.shares, study.recent, study.correlation, strict=True)):
+        shown = "-" if found is None else f"{found:.4f}"
+        mark = "  chosen" if i == study.best else ""
+        lines.append(f"{share:>8.3g} {recent:>8} {study.budget - recent:>8} {shown:>12}{mark}")
+    return "\n".join(lines)
