@@ -14,6 +14,7 @@ from uncomp.report import cache_stats
 if TYPE_CHECKING:
     from uncomp.calibration.collect import calibrate
     from uncomp.hf.attention import UncompCache
+    from uncomp.layer_merge import merge_retrieval_layer
     from uncomp.patching import PatchHandle, generate, patch
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "generate",
     "known_policies",
     "limits",
+    "merge_retrieval_layer",
     "ops",
     "patch",
     "policies",
@@ -42,6 +44,7 @@ _NEEDS_TRANSFORMERS = {
     "PatchHandle": "uncomp.patching",
     "calibrate": "uncomp.calibration.collect",
     "generate": "uncomp.patching",
+    "merge_retrieval_layer": "uncomp.layer_merge",
     "patch": "uncomp.patching",
 }
 

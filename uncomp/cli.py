@@ -129,7 +129,16 @@ def _cache_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--groups", type=int, help="groups of heads")
     group.add_argument("--group-scope", choices=("layer", "model"), help="where heads are grouped")
     group.add_argument("--order", choices=("ascending", "reverse", "random"), help="of the groups; two are ablations")
-    group.add_argument("--shape", type=_shape, help='budgets over the groups: linear, a preset, or "128,256,..."')
+    group.add_argument(
+        "--shape", type=_shape, help='budgets over the groups: linear, a preset, entropy, or "128,256,..."'
+    )
+    group.add_argument("--extreme", type=int, metavar="N", help="tokens of the lower of two groups")
+    group.add_argument("--delete-heads", type=int, metavar="N", help="rows of each layer that store nothing")
+    group.add_argument(
+        "--entropy-kind",
+        choices=("truncated", "renormalized", "renyi2", "variance"),
+        help="what heads are ordered by; default truncated",
+    )
     group.add_argument("--profile", help="a calibrated profile, by file or name, instead of this prompt's entropies")
     group.add_argument("--preset", choices=("tuned",), help="a combination of settings under one name")
     group.add_argument("--window", type=int, help="newest tokens, which score and stay")
@@ -153,7 +162,7 @@ _CONFIG = (
     "sinks",
     "rows",
 )
-_CONFIG += ("decode", "skip_sliding", "seed")
+_CONFIG += ("decode", "skip_sliding", "seed", "extreme", "delete_heads", "entropy_kind")
 
 
 def _budget(text: str) -> int | float:

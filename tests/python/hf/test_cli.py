@@ -100,6 +100,10 @@ def test_options_reach_the_cache(folder, capsys):
     assert found["cache_bytes"] == 2 * 4 * 24 * 16 * 4
     found = as_json(folder, capsys, "--shape", "16,32")
     assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (16, 32)
+    found = as_json(folder, capsys, "--extreme", "12", "--entropy-kind", "variance")
+    assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (12, 36)
+    found = as_json(folder, capsys, "--delete-heads", "1")
+    assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (0, 48)
 
 
 def test_prompt_file_and_progress(folder, capsys, tmp_path):
