@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "models",
     },
     "calibration.votes": {"grouping"},
+    "calibration.order": {"calibration", "calibration.files", "calibration.profile", "calibration.votes"},
     "calibration.recent": {
         "budget",
         "calibration.samples",
@@ -107,8 +108,9 @@ MAY_IMPORT = {
     "policies.tova": {"policies.base", "types", "view"},
     "policies.uncomp": {
         "budget",
-        "calibration.files",
+        "calibration.order",
         "calibration.profile",
+        "calibration.votes",
         "entropy",
         "grouping",
         "policies.base",
