@@ -54,8 +54,8 @@ class UncompConfig:
             stays. Default 384, or what a named `shape` says. 1.0 stores everything.
         compression_ratio: share removed, in [0, 1): another way to say budget = 1 - ratio.
         rows: "kv_head" (native GQA storage) or "query_head" (the paper's reference: g times the memory).
-        profile: "online" (order of heads from this prompt's queries), a HeadProfile file, the name of one that comes
-            with the package, or votes (a JSON file or a folder of tables) for the rows and groups asked for.
+        profile: "online" (order of heads from this prompt's queries), a HeadProfile file, or the name of one that comes
+            with the package.
         groups: groups of rows G; default min(2, rows).
         group_scope: rows are grouped in each "layer" (default) or over the whole "model" at once.
         order: "ascending" (more tokens for more entropy), or the ablations "reverse" and "random".

@@ -44,7 +44,14 @@ MAY_IMPORT = {
         "grouping",
     },
     "calibration.samples": set(),
-    "calibration.sums": {"calibration.checks", "calibration.fingerprint", "entropy", "ops", "stages"},
+    "calibration.sums": {
+        "calibration.checks",
+        "calibration.fingerprint",
+        "calibration.summary",
+        "entropy",
+        "ops",
+        "stages",
+    },
     "calibration.state": {"calibration.files", "calibration.sums"},
     "calibration.watch": {"_extension", "models", "ops"},
     "calibration.collect": {
@@ -59,7 +66,6 @@ MAY_IMPORT = {
         "models",
     },
     "calibration.votes": {"grouping"},
-    "calibration.order": {"calibration", "calibration.files", "calibration.profile", "calibration.votes"},
     "calibration.recent": {
         "budget",
         "calibration.samples",
@@ -108,9 +114,8 @@ MAY_IMPORT = {
     "policies.tova": {"policies.base", "types", "view"},
     "policies.uncomp": {
         "budget",
-        "calibration.order",
+        "calibration.files",
         "calibration.profile",
-        "calibration.votes",
         "entropy",
         "grouping",
         "policies.base",

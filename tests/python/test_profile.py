@@ -12,8 +12,13 @@ import pytest
 import torch
 from support import published_votes
 
+from uncomp import UncompConfig
 from uncomp.calibration import files
+from uncomp.calibration.fingerprint import model_hash
 from uncomp.calibration.profile import CalibrationRun, HeadProfile, ModelFacts, config_hash, from_votes
+from uncomp.entropy import default_top
+from uncomp.policies import make_policy
+from uncomp.types import CacheShape
 
 FACTS = ModelFacts(type="llama", L=3, Hq=4, Hkv=2, D=8, hash=config_hash({"hidden_size": 32}))
 RUN = CalibrationRun(
@@ -336,6 +341,33 @@ def test_config_hash_sees_the_model_and_not_its_use():
     for change in ({"hidden_size": 65}, {"rope": {"theta": 1e6, "type": "x"}}, {"layers": [2, 1]}, {"new": None}):
         assert config_hash({**config, **change}) != config_hash(config)
     assert config_hash({"id2label": {0: "a", "b": 1}}) == config_hash({"id2label": {"b": 1, "0": "a"}})
+
+
+def test_model_hash_is_over_what_is_computed():
+    class Config(dict):
+        to_dict = dict.copy
+
+    one = Config(hidden_size=64, rms_norm_eps=1e-5, rope_parameters={"rope_theta": 100000}, architectures=["A"])
+    same = Config(hidden_size=64, rms_norm_eps=9.999999747378752e-06, rope_parameters={"rope_theta": 1e5}, new=3)
+    assert model_hash(one) == model_hash(same)
+    for change in ({"rms_norm_eps": 1e-6}, {"rope_parameters": {"rope_theta": 1e4}}, {"hidden_size": 65}):
+        assert model_hash(Config(one | change)) != model_hash(one)
+
+
+# ---- profiles of the package
+@pytest.mark.parametrize("name", files.shipped_names())
+def test_a_profile_of_the_package(name):
+    """Small, whole, and found by its name."""
+    assert files.locate(name).stat().st_size < 200_000
+    profile = HeadProfile.load(name)
+    assert profile.run.k == default_top(profile.model.D) and profile.run.tensor == "query"
+    facts = profile.model
+    shape = CacheShape(
+        facts.L, facts.Hq, facts.Hkv, facts.D, facts.Hkv, tuple(range(facts.L)), facts.L, facts.type, facts.hash
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_policy(UncompConfig(profile=name), shape)
 
 
 # ---- groups

@@ -68,11 +68,20 @@ class ModelFacts:
         return f"{self.type}, {self.L} layers, {self.Hq}/{self.Hkv} heads of {self.D}, config {self.hash[:12]}"
 
 
+def _short(value: Any) -> Any:
+    """Numbers as formats agree on them: 1e-5 and its float32, 100000 and 100000.0 are the same."""
+    if isinstance(value, Mapping):
+        return {name: _short(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(entry) for entry in value]
+    return (int(value) if value == int(value) else f"{value:.6g}") if isinstance(value, float) else value
+
+
 def model_hash(text_config: Any) -> str:
-    """config_hash of what decides the states of a model's heads.
+    """config_hash of what decides the states of a model's heads; equal for a model and the same one as a GGUF file.
 
     Args:
         text_config: the config of its decoder, as transformers has it.
     """
     entries = text_config.to_dict()
-    return config_hash({name: entries[name] for name in _DECISIVE if entries.get(name) is not None})
+    return config_hash({name: _short(entries[name]) for name in _DECISIVE if entries.get(name) is not None})

@@ -16,6 +16,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.calibration.checks import ROWS
 from uncomp.calibration.fingerprint import ModelFacts
+from uncomp.calibration.summary import rank_correlation
 from uncomp.entropy import elbow, reduce_heads
 from uncomp.stages import layer_curve
 
@@ -146,12 +147,12 @@ class Sums:
         found = {}
         for rows, count in zip(ROWS, (self.facts.Hkv, self.facts.Hq), strict=True):
             even, odd = (reduce_heads(half, count, self.reduce) for half in halves)
-            by_layer = [rank_correlation(a, b) for a, b in zip(even.tolist(), odd.tolist(), strict=True)]
+            by_layer = [_correlation(a, b) for a, b in zip(even.tolist(), odd.tolist(), strict=True)]
             known = [r for r in by_layer if r is not None]
-            model = rank_correlation(even.flatten().tolist(), odd.flatten().tolist())
-            layer = math.fsum(known) / len(known) if known else None
-            found[rows] = {"layer": layer, "model": model} if self.samples > 1 else {"layer": None, "model": None}
-            found[rows] = {scope: None if r is None else _rounded(r) for scope, r in found[rows].items()}
+            model = _correlation(even.flatten().tolist(), odd.flatten().tolist())
+            layer = _rounded(math.fsum(known) / len(known)) if known else None
+            single = self.samples == 1
+            found[rows] = {"layer": None if single else layer, "model": None if single else model}
         return found
 
 
@@ -164,29 +165,8 @@ def _spread(mean: Tensor, squares: Tensor, n: int) -> Tensor:
     return ((squares - n * mean.square()).clamp_min(0) / max(n - 1, 1)).sqrt()
 
 
-def rank_correlation(one: list[float], other: list[float]) -> float | None:
-    """Spearman's rank correlation; equal values share the mean of their ranks.
-
-    Args:
-        one, other: as many numbers each.
-    Returns:
-        -1 to 1; None below two numbers, or where all numbers of one list are equal.
-    """
-    a, b = _mean_ranks(one), _mean_ranks(other)
-    middle = (len(a) - 1) / 2
-    cross = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
-    norm = math.fsum((x - middle) ** 2 for x in a) * math.fsum((y - middle) ** 2 for y in b)
-    return max(-1.0, min(1.0, cross / math.sqrt(norm))) if norm > 0 else None
-
-
-def _mean_ranks(values: list[float]) -> list[float]:
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    ranks, start = [0.0] * len(values), 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for i in order[start:end]:
-            ranks[i] = (start + end - 1) / 2
-        start = end
-    return ranks
+def _correlation(one: list[float], other: list[float]) -> float | None:
+    """Rank correlation; None where one of them orders nothing."""
+    if min(len(set(one)), len(set(other))) < 2:
+        return None
+    return _rounded(max(-1.0, min(1.0, rank_correlation(one, other))))

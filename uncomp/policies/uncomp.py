@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from uncomp import budget, grouping, presets
-from uncomp.calibration.order import load_order
+from uncomp.calibration import files
 from uncomp.calibration.profile import HeadProfile, ModelFacts
-from uncomp.calibration.votes import Votes
 from uncomp.entropy import reduce_heads, row_entropy
 from uncomp.policies.base import Policy, register_policy
 from uncomp.types import PlanRequest
@@ -85,8 +86,6 @@ class UNComp(Policy):
             return grouping.groups_online(statistic, rows, config.order, config.seed, layer) < self.delete_heads
         if config.order == "random":
             gone = [rank < self.delete_heads for rank in grouping.random_groups(rows, rows, config.seed, layer)]
-        elif isinstance(self._profile, Votes):
-            gone = [group == 0 for group in self._vote_groups[layer]]
         else:
             votes = self._profile.rank_votes[config.rows][layer]
             high = config.order == "reverse"
@@ -116,8 +115,6 @@ class UNComp(Policy):
         ids = [0] * self.rows
         if self._profile is not None and self.whole:
             ids = [g for row in self._profile.model_groups(count, config.rows) for g in row]
-        elif isinstance(self._profile, Votes):
-            ids = self._vote_groups[layer] if count > 1 else ids
         elif self._profile is not None:
             ids = self._profile.groups(layer, count, config.rows)
         return tuple(grouping.ordered(ids, count, config.order, seed=config.seed, layer=layer))
@@ -132,37 +129,9 @@ class UNComp(Policy):
             self._entropies[request.device] = rows.float().to(request.device)
         return self._entropies[request.device][request.layers].flatten().repeat(len(request.lengths), 1)
 
-    def _check_votes(self, votes: Votes) -> None:
-        """Refuses votes of another model, or where more than groups of a layer is asked of them."""
-        config, shape = self.config, self.shape
-        sizes = (len(votes.votes), len(votes.votes[0]))
-        if sizes != (shape.num_layers, shape.rows):
-            raise ValueError(
-                f"uncomp: profile must hold votes of {shape.num_layers} layers and {shape.rows} rows "
-                f"(rows={config.rows!r}); {config.profile!r} has {sizes[0]} and {sizes[1]}"
-            )
-        if self.whole or self.continuous:
-            raise ValueError(
-                f"uncomp: profile must hold entropies for this; {config.profile!r} has votes of layers only"
-            )
-        count = len(votes.votes[0][0])
-        if self.delete_heads:
-            lowest = {ids.count(0) for ids in self._vote_groups}
-            if config.order != "random" and (count != 2 or lowest != {self.delete_heads} or config.order == "reverse"):
-                raise ValueError(
-                    f"uncomp: profile must hold votes for {self.delete_heads} rows against the others, in ascending "
-                    f"order; {config.profile!r} has {count} groups, the lowest of {sorted(lowest)} rows"
-                )
-        elif set(self.num_groups) - {1, count}:
-            raise ValueError(f"uncomp: groups must be {count}, as profile {config.profile!r} has votes for; got others")
-
-    def _read_profile(self) -> HeadProfile | Votes:
+    def _read_profile(self) -> HeadProfile:
         """The profile of the compressed layers; it covers every layer of the model."""
-        profile, config, shape = load_order(self.config.profile), self.config, self.shape
-        if isinstance(profile, Votes):
-            self._vote_groups = profile.group_ids()
-            self._check_votes(profile)
-            return profile
+        profile, config, shape = _load(self.config.profile), self.config, self.shape
         ours = (shape.model_layers or shape.num_layers, shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
         facts = ModelFacts(shape.model_type or profile.model.type, *ours, shape.config_hash or profile.model.hash)
         profile.check(facts, config.entropy_top, config.entropy_kind)
@@ -283,3 +252,22 @@ def _spread(spread: float | str | None) -> Fraction | None:
         return Fraction(spread) if isinstance(spread, str) else budget.exact(spread)
     except (ValueError, TypeError, ZeroDivisionError):
         raise ValueError(f"uncomp: spread must be a number in [0, 1), like 0.5 or '2/3'; got {spread!r}") from None
+
+
+def _load(path: str) -> HeadProfile:
+    file = files.locate(path)
+    try:
+        found = os.stat(file)
+    except OSError as error:
+        shipped = ", ".join(files.shipped_names())
+        raise type(error)(
+            f'uncomp: profile must be "online", a readable HeadProfile file or one of {shipped}; got {path!r} '
+            f"({error.strerror})"
+        ) from error
+    return _load_version(os.path.abspath(file), found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _load_version(path: str, changed: int, size: int) -> HeadProfile:
+    """A profile is read once, not once a cache."""
+    return HeadProfile.load(path)

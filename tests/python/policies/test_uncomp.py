@@ -12,7 +12,6 @@ from policy_support import Run, by_row, chosen, pooled, shape_of, weights
 
 from uncomp import UncompConfig
 from uncomp.calibration.profile import CalibrationRun, HeadProfile, ModelFacts
-from uncomp.calibration.votes import Votes
 from uncomp.policies import make_policy
 from uncomp.types import CacheShape, PlanRequest
 
@@ -281,53 +280,6 @@ def test_a_foreign_profile_is_refused(profile):
         make_policy(UncompConfig(profile=profile, entropy_top=5), shape_of(config))
     with pytest.raises(FileNotFoundError):
         make_policy(UncompConfig(profile="/nowhere.json"), shape_of(config))
-
-
-# ---- votes in place of a profile
-@pytest.fixture
-def votes(tmp_path):
-    """3 layers, 6 rows, 3 groups of 2: in layer l the rows 2 l and 2 l + 1 stand lowest, the two behind them next."""
-    made = [[[4 * (((row // 2) - layer) % 3 == g) for g in range(3)] for row in range(6)] for layer in range(3)]
-    Votes(made).save(tmp_path / "votes.json")
-    Votes(made).save_tables(tmp_path / "tables")
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["votes.json", "tables"])
-def test_groups_of_a_vote_table(votes, name):
-    config = UncompConfig(budget=40, profile=str(votes / name), groups=3, rows="query_head")
-    run = Run(config, shape_of(config), [150])
-    low, mid, high = [13, 14], [40, 40], [67, 66]
-    for layer, want in zip(run.layers, ([low, mid, high], [high, low, mid], [mid, high, low]), strict=True):
-        found = layer.limit[0].tolist()
-        assert sum(found) == 240 and layer.statistic is None
-        assert all(abs(a - b) <= 1 for a, b in zip(found, [n for pair in want for n in pair], strict=True))
-
-
-def test_deleted_rows_of_a_vote_table(tmp_path):
-    made = [[[9, 1] if row == layer else [0, 10] for row in range(6)] for layer in range(3)]
-    for layer in made:
-        layer[5] = [1, 9]
-    Votes(made).save(tmp_path / "v.json")
-    config = UncompConfig(budget=40, profile=str(tmp_path / "v.json"), delete_heads=1, rows="query_head")
-    run = Run(config, shape_of(config), [150])
-    assert [({*range(6)} - set(held.kept[0].tolist())) for held in run.layers] == [{0}, {1}, {2}]
-
-
-@pytest.mark.parametrize(
-    "fields, text",
-    [
-        ({"rows": "kv_head"}, "profile must hold votes of 3 layers and 3 rows (rows='kv_head')"),
-        ({"groups": 2}, "groups must be 3, as profile"),
-        ({"groups": 3, "group_scope": "model"}, "profile must hold entropies for this"),
-        ({"shape": "entropy"}, "profile must hold entropies for this"),
-        ({"delete_heads": 2}, "profile must hold votes for 2 rows against the others, in ascending order"),
-    ],
-)
-def test_what_votes_cannot_give_is_refused(votes, fields, text):
-    config = UncompConfig(**{"budget": 40, "profile": str(votes / "votes.json"), "rows": "query_head", **fields})
-    with pytest.raises(ValueError, match=re.escape(text)):
-        make_policy(config, shape_of(config))
 
 
 # ---- refusals, at construction
