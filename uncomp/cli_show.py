@@ -24,7 +24,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--rows", choices=("kv_head", "query_head"), default="kv_head", help="default %(default)s")
     parser.add_argument("--budget", type=int, default=384, metavar="N", help="mean tokens a row; default %(default)s")
     parser.add_argument("--shape", default="linear", help="budgets over the groups: linear (default) or a preset")
-    parser.add_argument("--stages", type=_starts, metavar="0,L,...", help="first layers of the stages to draw")
+    stages = parser.add_mutually_exclusive_group()
+    stages.add_argument("--threshold", type=float, help="drop of the curve that begins a stage; default min(1, Hq/32)")
+    stages.add_argument("--stages", type=_starts, metavar="0,L,...", help="first layers of the stages instead")
     parser.add_argument("--format", default="png", help="png (default), svg, pdf, ...")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
     parser.set_defaults(command=run)
@@ -40,7 +42,7 @@ def _starts(text: str) -> list[int]:
 def run(args: argparse.Namespace, progress: Any) -> int:
     """Draws everything first and writes then, so that bad input leaves no file."""
     from uncomp import figures
-    from uncomp.calibration.summary import head_plan, likeness, summary
+    from uncomp.calibration.summary import head_plan, likeness, profile_stages, summary
 
     ending = args.format.lower().lstrip(".")
     known = figures.formats()
@@ -52,7 +54,8 @@ def run(args: argparse.Namespace, progress: Any) -> int:
         raise ValueError(f'uncomp show: --out must be a folder; "{out}" is a file')
     options = {"rows": args.rows, "scope": args.group_scope, "budget": args.budget, "shape": args.shape}
     plans = {label: head_plan(profile, args.groups, **options) for label, profile in profiles.items()}
-    drawn = _draw(profiles, plans, args.stages, progress)
+    starts = {label: args.stages or profile_stages(profile, args.threshold) for label, profile in profiles.items()}
+    drawn = _draw(profiles, plans, starts, progress)
     progress("writing")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,9 @@ def run(args: argparse.Namespace, progress: Any) -> int:
     except OSError as error:
         raise ValueError(f'uncomp show: --out "{out}" cannot be written ({error.strerror})') from error
     values: dict[str, Any] = {
-        "profiles": {label: summary(profile, plans[label]) for label, profile in profiles.items()},
+        "profiles": {
+            label: {**summary(profile, plans[label]), "stages": starts[label]} for label, profile in profiles.items()
+        },
         "files": [str(out / f"{name}.{ending}") for name in drawn],
     }
     if len(profiles) > 1:
@@ -79,8 +84,8 @@ def _load(paths: list[str]) -> dict[str, HeadProfile]:
     """Profiles by file name, or by path where two files have one name."""
     from uncomp.calibration.profile import HeadProfile
 
-    stems = [Path(path).stem for path in paths]
-    labels = stems if len(set(stems)) == len(stems) else [str(Path(path).with_suffix("")) for path in paths]
+    stems = [Path(path).name.removesuffix(".json") for path in paths]
+    labels = stems if len(set(stems)) == len(stems) else [path.removesuffix(".json") for path in paths]
     if len(set(labels)) < len(labels):
         raise ValueError(f"uncomp show: every profile must be another file; got {', '.join(paths)}")
     found = {}
@@ -88,21 +93,25 @@ def _load(paths: list[str]) -> dict[str, HeadProfile]:
         try:
             found[label] = HeadProfile.load(path)
         except OSError as error:
+            if str(error).startswith("uncomp"):
+                raise
             raise ValueError(f'uncomp show: profile "{path}" cannot be read ({error.strerror})') from error
     return found
 
 
 def _draw(
-    profiles: dict[str, HeadProfile], plans: dict[str, HeadPlan], stages: list[int] | None, progress: Any
+    profiles: dict[str, HeadProfile], plans: dict[str, HeadPlan], starts: dict[str, list[int]], progress: Any
 ) -> dict[str, Any]:
     """Figures by file name without ending."""
     from uncomp import figures
 
     several = len(profiles) > 1
-    together = profiles if several else next(iter(profiles.values()))
+    first = next(iter(profiles))
+    together = profiles if several else profiles[first]
+    same = starts[first] if all(found == starts[first] for found in starts.values()) else None
     progress("drawing")
     drawn = {"correlation": figures.correlation(profiles)} if several else {}
-    drawn |= {"spectrum": figures.spectrum_decay(together), "curve": figures.layer_curve(together, stages)}
+    drawn |= {"spectrum": figures.spectrum_decay(together), "curve": figures.layer_curve(together, same)}
     for label, profile in profiles.items():
         before = label.replace("/", "-").replace("\\", "-").strip("-.") + "-" if several else ""
         drawn[f"{before}entropy"] = figures.entropy_map(profile)
@@ -127,6 +136,13 @@ def render(values: dict[str, Any]) -> str:
         shares = ", ".join(f"{100 * share:.0f} % with {count} groups" for count, share in found["certainty"].items())
         if shares:
             lines.append(f"  certainty  rows in the group that one text gives them: {shares}")
+        stable = found.get("stability", {}).get("kv_head", {})
+        known = [f"{value:.3f} {where}" for where, value in stable.items() if value is not None]
+        if known:
+            lines.append(
+                f"  stability  rank correlation of two halves of the texts, layer and model: {', '.join(known)}"
+            )
+        lines.append(f"  stages     begin at layers {', '.join(map(str, found['stages']))}")
         tokens = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in groups["tokens"])
         where = "in each layer" if groups["scope"] == "layer" else "over the model"
         rows = "KV heads" if groups["rows"] == "kv_head" else "query heads"

@@ -85,6 +85,41 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **overrides):
     return model
 
 
+def tiny_tokenizer():
+    """A tokenizer that gives every byte a token, 260 in all; for `tiny_model(vocab_size=260)`; needs transformers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<s>", "<end>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def example_model():
+    """The model that notebooks run on: SmolLM2-135M where it is installed, else a tiny one of random weights.
+
+    Returns:
+        (model in eval mode in float32 on the CPU, its tokenizer, its name); needs transformers.
+    """
+    from uncomp.hf.load import load_model
+
+    try:
+        return *load_model("smollm2-135m", dtype="float32"), "smollm2-135m"
+    except (FileNotFoundError, ImportError):
+        model = tiny_model("llama", vocab_size=260, num_hidden_layers=6)
+        return model, tiny_tokenizer(), "a tiny model of random weights"
+
+
+def example_text() -> str:
+    """English prose that is on every machine: the language reference inside Python, about 450 000 characters."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
 def relative_error(got: Tensor, want: Tensor) -> float:
     """Frobenius distance as a share of the norm of `want`; NaN where either holds NaN."""
     got, want = got.double().cpu(), want.double().cpu()

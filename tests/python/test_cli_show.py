@@ -26,6 +26,7 @@ def test_one_profile(paths, capsys, tmp_path):
     assert cli.main(["show", paths["wiki"], "--out", paths["out"], "--stages", "0,2"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("wiki: llama, 6 layers, 9 query heads, 3 KV heads, head dim 64\n")
+    assert "  stages     begin at layers 0, 2\n" in out
     assert "8 of KV heads over the model; tokens a row" in out
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == ["curve.png", "entropy.png", "groups.png", "spectrum.png"]
@@ -62,6 +63,8 @@ def test_files_of_one_name_are_told_apart(paths, capsys, tmp_path):
         (["--budget", "1"], "budget must be at least window + sinks"),
         (["--shape", "g9"], "shape must be one of"),
         (["--stages", "0,9"], "starts must ascend from 0 and stay below 6 layers"),
+        (["--threshold", "-1"], "threshold must be at least 0; got -1"),
+        (["--stages", "0", "--threshold", "1"], "not allowed with"),
         (["--stages", "a"], "must be layers like 0,2,15; got 'a'"),
         (["--format", "doc"], "--format must be one of"),
     ],

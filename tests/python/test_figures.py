@@ -98,6 +98,15 @@ def test_bars():
         figures.bars({"one": []}, "nats")
 
 
+def test_lines():
+    axis = drawn(figures.lines({"a": {64: 2.0, 32: 3.0}, "b": {64: 1.0}}, "tokens", "nats", baseline=0.5)).axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [32, 64] and axis.lines[0].get_ydata().tolist() == [3, 2]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["32", "64"]
+    for values in ({}, {"a": {}}, {"a": {1: float("inf")}}):
+        with pytest.raises(ValueError, match=r"^uncomp"):
+            figures.lines(values, "tokens", "nats")
+
+
 def test_plan_and_options_together():
     profile = made_profile(4, 4, 4)
     with pytest.raises(ValueError, match="give a plan or its options, not both; got budget"):

@@ -93,6 +93,12 @@ def test_likeness():
     halves = made_profile(6, 4, 4)
     halves = dataclasses.replace(halves, entropy=[[(h[i] + h[i + 1]) / 2 for i in (0, 2, 4, 6)] for h in one.entropy])
     assert likeness(one, halves).model == pytest.approx(1)
+    keys = dataclasses.replace(
+        one,
+        run=dataclasses.replace(one.run, tensor="key"),
+        entropy=[[v for i in (0, 2, 4, 6) for v in 2 * [(h[i] + h[i + 1]) / 2]] for h in one.entropy],
+    )
+    assert likeness(one, keys).layers == [1] * 6
     for other in (made_profile(5, 8, 4), made_profile(6, 3, 3)):
         with pytest.raises(
             ValueError, match=r"^uncomp.calibration: profiles to compare must be of one model; got llama"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from uncomp import budget as budgets
-from uncomp import grouping, presets
+from uncomp import grouping, presets, stages
 from uncomp.calibration.profile import HeadProfile
 from uncomp.entropy import elbow
 
@@ -192,7 +192,7 @@ class Likeness:
 def likeness(one: HeadProfile, other: HeadProfile) -> Likeness:
     """Compares two profiles of one model: other texts, prompt lengths or tensors.
 
-    Where one has a value per query head and the other per KV head, the mean over the query heads of a KV head counts.
+    Where one is of keys or values, which have a value per KV head, the mean over the query heads of a KV head counts.
 
     Raises:
         ValueError: another number of layers, or heads that do not divide each other.
@@ -204,7 +204,9 @@ def likeness(one: HeadProfile, other: HeadProfile) -> Likeness:
             f"uncomp.calibration: profiles to compare must be of one model; got {one.model.type} of {ours} layers and "
             f"heads and {other.model.type} of {theirs}"
         )
-    a, b = (_at_width(p.entropy, min(wide, narrow)) for p in (one, other))
+    by_kv_head = {one.run.tensor, other.run.tensor} & {"key", "value"}
+    width = min(wide, narrow, one.model.Hkv if by_kv_head else wide)
+    a, b = (_at_width(p.entropy, width) for p in (one, other))
     layers = [rank_correlation(x, y) for x, y in zip(a, b, strict=True)]
     return Likeness(
         layers=layers,
@@ -212,6 +214,20 @@ def likeness(one: HeadProfile, other: HeadProfile) -> Likeness:
         model=rank_correlation([v for heads in a for v in heads], [v for heads in b for v in heads]),
         curve=rank_correlation(one.curve, other.curve),
     )
+
+
+def profile_stages(profile: HeadProfile, threshold: float | None = None) -> list[int]:
+    """First layers of the stages of a profile's layer curve.
+
+    Args:
+        profile: the HeadProfile.
+        threshold: of the drop that begins a stage; default min(1, Hq / 32).
+    Raises:
+        ValueError: a threshold that is negative or NaN.
+    Source: docs/method.md "Layer stages".
+    """
+    default = stages.default_threshold(profile.model.Hq)
+    return stages.stage_starts(profile.curve, default if threshold is None else threshold)
 
 
 def summary(profile: HeadProfile, plan: HeadPlan | None = None) -> dict[str, Any]:
@@ -222,8 +238,8 @@ def summary(profile: HeadProfile, plan: HeadPlan | None = None) -> dict[str, Any
         plan: groups to report beside it.
     Returns:
         model, run, entropy {min, mean, max, lowest_layer, highest_layer}, elbow, curve {first, last, min, max},
-        certainty {G: share} for G = 2, 4, 8 as far as a layer has KV heads; with a plan groups {count, rows, scope,
-        tokens [G][least, most]}.
+        certainty {G: share} for G = 2, 4, 8 as far as a layer has KV heads; stability where the profile has it; with a
+        plan groups {count, rows, scope, tokens [G][least, most]}.
     """
     means = [fsum(heads) / len(heads) for heads in profile.entropy]
     flat = [v for heads in profile.entropy for v in heads]
@@ -242,6 +258,9 @@ def summary(profile: HeadProfile, plan: HeadPlan | None = None) -> dict[str, Any
         | {"min": min(profile.curve), "max": max(profile.curve)},
         "certainty": {str(count): certainty(profile, count) for count in (2, 4, 8) if count <= profile.model.Hkv},
     }
+    stability = getattr(profile, "stability", None)
+    if stability is not None:
+        values["stability"] = stability
     if plan is not None:
         tokens = [list(pair) for pair in plan.tokens()]
         values["groups"] = {"count": plan.num_groups, "rows": plan.rows, "scope": plan.scope, "tokens": tokens}

@@ -5,7 +5,7 @@
 """
 
 from uncomp.figures.base import check, formats, save
-from uncomp.figures.compare import bars, correlation
+from uncomp.figures.compare import bars, correlation, lines
 from uncomp.figures.profile import entropy_map, group_map, layer_curve, spectrum_decay
 from uncomp.figures.run import draw
 
@@ -18,6 +18,7 @@ __all__ = [
     "formats",
     "group_map",
     "layer_curve",
+    "lines",
     "save",
     "spectrum_decay",
 ]

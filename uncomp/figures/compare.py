@@ -104,3 +104,45 @@ def bars(
     axis.margins(y=0.15)
     axis.set_title(title, fontsize=10)
     return figure
+
+
+def lines(
+    values: Mapping[str, Mapping[float, float]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    baseline: float | None = None,
+    title: str = "",
+) -> Any:
+    """A line for each entry over a logarithmic axis, such as loss over the budget.
+
+    Args:
+        values: by label, y by x > 0.
+        xlabel, ylabel: what they are, with the unit.
+        baseline: a line across, such as the value of the full cache.
+        title: over the figure.
+    Returns:
+        a matplotlib Figure.
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: no entry, or one without finite numbers.
+    """
+    if not values:
+        raise ValueError("uncomp.figures: values must hold at least one entry; got an empty mapping")
+    figure = base.new_figure(6.0, 3.8)
+    axis = figure.subplots()
+    for index, (label, points) in enumerate(values.items()):
+        where = sorted(points)
+        axis.plot(where, base.numbers([points[x] for x in where], label), label=label, **base.style(index))
+    if baseline is not None:
+        axis.axhline(baseline, color="black", linestyle="--", linewidth=1, label=f"full cache: {baseline:.4g}")
+    shown = sorted({x for points in values.values() for x in points})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(shown, [f"{x:g}" for x in shown])
+    axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    axis.set_title(title, fontsize=10)
+    return figure

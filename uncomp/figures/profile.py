@@ -52,8 +52,9 @@ def entropy_map(profile: HeadProfile, *, full: bool = False, title: str = "") ->
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02, aspect=base.bar_aspect(size[1]))
     bar.set_label("share of ln D", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    kept = facts.D if full else run.k
-    title = title or f"Entropy of the {run.tensor} states, {facts.type}, {kept} of {facts.D} eigenvalues"
+    dim = len(profile.spectrum)
+    kept = dim if full else run.k
+    title = title or f"Entropy of the {run.tensor} states, {facts.type}, {kept} of {dim} eigenvalues"
     axis.set_title(title, fontsize=10)
     return figure
 
@@ -125,7 +126,7 @@ def layer_curve(
     Raises:
         ImportError: matplotlib is missing.
         ValueError: no curve or one that is not finite; starts that do not begin at 0, ascend and lie in the curve.
-    Source: docs/method.md "Hidden-state pruning".
+    Source: docs/method.md "Layer stages".
     """
     several = base.named(curves, (HeadProfile, Sequence), "curves")
     lines = {
@@ -149,7 +150,7 @@ def layer_curve(
     axis.set_xlim(-0.5, count - 0.5)
     base.ticks(axis.xaxis, count, width - 1.2)
     axis.set_xlabel("layer")
-    axis.set_ylabel("sum of effective ranks\nover the heads")
+    axis.set_ylabel("sum over the heads\nof exp(entropy)")
     axis.grid(alpha=0.3)
     if len(lines) > 1:
         axis.legend(fontsize=8)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perplexity under a compressed prefix: a text's beginning is compressed, its continuation is scored.
+
+A finer probe of damage than generated text: every token counts, and nothing hangs on one early slip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from uncomp.config import UncompConfig
+from uncomp.patching import patch
+from uncomp.report import cache_stats
+
+MODES = ("stepwise", "chunk")
+
+
+@dataclass(frozen=True)
+class ContinuationScore:
+    """One continuation after one prefix.
+
+    Fields:
+        loss: mean negative log-likelihood of the scored tokens, nats; its exponential is the perplexity.
+        log_probs: [C - 1, V] float32 on the CPU, of every token that could have come at each scored place.
+        stored_tokens_mean: over the rows of compressed layers after the prefix; its length for the full cache.
+    """
+
+    loss: float
+    log_probs: Tensor
+    stored_tokens_mean: float
+
+    def agreement(self, full: ContinuationScore) -> float:
+        """Share of places where the most likely token is that of the full cache."""
+        return float((self.log_probs.argmax(-1) == full.log_probs.argmax(-1)).float().mean())
+
+    def divergence(self, full: ContinuationScore) -> float:
+        """Mean KL(full || this) over the places, nats."""
+        return float((full.log_probs.exp() * (full.log_probs - self.log_probs)).sum(-1).mean())
+
+
+def windows(ids: Tensor, prefix: int, continuation: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Cuts `count` evenly spread pieces of a text into prefix and continuation.
+
+    Args:
+        ids: [N] int64 token ids.
+        prefix, continuation: tokens of each, A and C.
+        count: m pieces; piece i starts at floor(i (N - A - C) / (m - 1)), a single one at 0.
+    Returns:
+        m pairs of [1, A] and [1, C] int64.
+    Raises:
+        ValueError: a number below 1, a continuation below 2, or a text of fewer than A + C tokens.
+    """
+    if min(prefix, count) < 1 or continuation < 2:
+        raise ValueError(
+            f"uncomp.eval: prefix and count must be at least 1, continuation 2; got {prefix}, {count}, {continuation}"
+        )
+    spare = ids.numel() - prefix - continuation
+    if spare < 0:
+        raise ValueError(f"uncomp.eval: ids must be at least {prefix + continuation} tokens; got {ids.numel()}")
+    starts = [i * spare // (count - 1) if count > 1 else 0 for i in range(count)]
+    pieces = [ids[start : start + prefix + continuation].view(1, -1) for start in starts]
+    return [(piece[:, :prefix], piece[:, prefix:]) for piece in pieces]
+
+
+@torch.no_grad()
+def score(
+    model: torch.nn.Module, prefix: Tensor, continuation: Tensor, config: UncompConfig | None, *, mode: str = "stepwise"
+) -> ContinuationScore:
+    """Compresses the prefix and scores the continuation after it.
+
+    Tokens 1 .. C - 1 are fed and 2 .. C scored: the first is predicted by the uncompressed prefill.
+
+    Args:
+        model: a causal language model that is not patched; it is not patched afterwards either.
+        prefix: [1, A] int64. continuation: [1, C] int64, C at least 2.
+        config: how to compress; None for the stock cache.
+        mode: "stepwise" feeds one token at a time under the decode rule of the config; "chunk" all at once behind the
+            compressed prefix, of which nothing more is dropped: faster, and shows what the prefix lost alone.
+    Returns:
+        a ContinuationScore.
+    Raises:
+        ValueError: another shape or mode. NotImplementedError, ValueError: as `uncomp.patch`.
+    """
+    for name, ids, least in (("prefix", prefix, 1), ("continuation", continuation, 2)):
+        if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] < least:
+            raise ValueError(f"uncomp.eval: {name} must be [1, {least} or more] token ids; got {list(ids.shape)}")
+    if mode not in MODES:
+        raise ValueError(f"uncomp.eval: mode must be one of {', '.join(MODES)}; got {mode!r}")
+    if config is not None and mode == "chunk" and config.policy != "full":
+        config = replace(config, decode="grow", extend="append")
+    handle = patch(model, config) if config is not None else None
+    try:
+        cache = model(prefix.to(model.device), use_cache=True, logits_to_keep=1).past_key_values
+        stored = cache_stats(cache)["stored_tokens_mean"] if handle is not None else float(prefix.shape[1])
+        fed = continuation[:, :-1].to(model.device)
+        pieces = fed.split(1 if mode == "stepwise" else fed.shape[1], dim=1)
+        logits = [model(piece, past_key_values=cache, use_cache=True).logits[0] for piece in pieces]
+    finally:
+        if handle is not None:
+            handle.remove()
+    log_probs = torch.cat(logits).float().log_softmax(-1).cpu()
+    wanted = continuation[0, 1:].cpu()
+    return ContinuationScore(-float(log_probs.gather(1, wanted[:, None]).mean()), log_probs, stored)
