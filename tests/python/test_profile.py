@@ -5,20 +5,14 @@ import dataclasses
 import json
 import random
 import warnings
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from support import published_votes
 
-from uncomp import UncompConfig
 from uncomp.calibration import files
 from uncomp.calibration.fingerprint import model_hash
 from uncomp.calibration.profile import CalibrationRun, HeadProfile, ModelFacts, config_hash, from_votes
-from uncomp.entropy import default_top
-from uncomp.policies import make_policy
-from uncomp.types import CacheShape
 
 FACTS = ModelFacts(type="llama", L=3, Hq=4, Hkv=2, D=8, hash=config_hash({"hidden_size": 32}))
 RUN = CalibrationRun(
@@ -205,69 +199,6 @@ def test_an_elbow_that_the_spectrum_does_not_have_is_refused(tmp_path):
         HeadProfile.load(tmp_path / "p.json")
 
 
-def test_large_tables_lie_beside(tmp_path, monkeypatch):
-    """A JSON file and a file of arrays with its digest in the name; the arrays of an older version go."""
-    pytest.importorskip("safetensors")
-    monkeypatch.setattr(files, "LARGE", 100)
-    path = tmp_path / "big.json"
-    for profile in (made(), made(**FULL)):
-        profile.save(path)
-        assert HeadProfile.load(path) == profile
-        names = sorted(p.name for p in tmp_path.iterdir())
-        assert names[1] == "big.json" and len(names) == 2 and names[0].endswith(".safetensors")
-    assert "rank_votes" not in json.loads(path.read_text())
-    beside = tmp_path / names[0]
-    content = beside.read_bytes()
-    beside.write_bytes(content[:-8] + b"12345678")
-    with pytest.raises(ValueError, match="is damaged or belongs to another profile"):
-        HeadProfile.load(path)
-    beside.unlink()
-    with pytest.raises(FileNotFoundError, match=r"which holds the arrays of .*big\.json, is missing"):
-        HeadProfile.load(path)
-    monkeypatch.setattr(files, "LARGE", 2**20)
-    made().save(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["big.json"]
-
-
-def test_a_local_folder_serves_as_a_hub(tmp_path):
-    made(**FULL).push_to_hub(str(tmp_path / "folder"))
-    assert HeadProfile.from_pretrained(tmp_path / "folder") == made(**FULL)
-    with pytest.raises(FileNotFoundError, match=r"has no head_profile\.json"):
-        HeadProfile.from_pretrained(tmp_path)
-
-
-def test_the_hub(tmp_path, monkeypatch):
-    """What goes to huggingface_hub and what comes back, without the network."""
-    hub = pytest.importorskip("huggingface_hub")
-    kept = {}
-
-    class Api:
-        def __init__(self, token=None):
-            kept["token"] = token
-
-        def create_repo(self, name, private=None, exist_ok=False):
-            kept["repo"] = (name, private, exist_ok)
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            kept["files"] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
-            return SimpleNamespace(commit_url=f"https://hub/{repo_id}")
-
-    def download(name, allow_patterns, **options):
-        if name != "me/heads":
-            raise OSError("no such repository")
-        for file, content in kept["files"].items():
-            (tmp_path / file).write_bytes(content)
-        return str(tmp_path)
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    assert made().push_to_hub("me/heads", token="t", private=True) == "https://hub/me/heads"
-    assert (kept["repo"], kept["token"]) == (("me/heads", True, True), "t")
-    assert HeadProfile.from_pretrained("me/heads") == made()
-    with pytest.raises(FileNotFoundError, match="does not exist and the hub did not give it"):
-        HeadProfile.from_pretrained("me/none")
-
-
 # ---- layers and hidden states
 def test_some_layers_as_a_model_of_their_own():
     whole = made(**FULL)
@@ -352,22 +283,6 @@ def test_model_hash_is_over_what_is_computed():
     assert model_hash(one) == model_hash(same)
     for change in ({"rms_norm_eps": 1e-6}, {"rope_parameters": {"rope_theta": 1e4}}, {"hidden_size": 65}):
         assert model_hash(Config(one | change)) != model_hash(one)
-
-
-# ---- profiles of the package
-@pytest.mark.parametrize("name", files.shipped_names())
-def test_a_profile_of_the_package(name):
-    """Small, whole, and found by its name."""
-    assert files.locate(name).stat().st_size < 200_000
-    profile = HeadProfile.load(name)
-    assert profile.run.k == default_top(profile.model.D) and profile.run.tensor == "query"
-    facts = profile.model
-    shape = CacheShape(
-        facts.L, facts.Hq, facts.Hkv, facts.D, facts.Hkv, tuple(range(facts.L)), facts.L, facts.type, facts.hash
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make_policy(UncompConfig(profile=name), shape)
 
 
 # ---- groups
