@@ -201,7 +201,7 @@ class Loop:
             buffer: list[Tensor] = []
             made = 0
             while made < count:
-                graph = self._prepare(shared, cache, token, choice)
+                graph = self._prepare(shared, token, choice)
                 if graph.inputs is not inputs:  # another recording goes on where the last one stopped
                     source = inputs if inputs is not None else values
                     for name in values:
@@ -232,7 +232,7 @@ class Loop:
         if reader is not None:
             reader.take(waiting.read())
 
-    def _prepare(self, shared: SharedState, cache: Any, token: Tensor, choice: Choice):
+    def _prepare(self, shared: SharedState, token: Tensor, choice: Choice):
         batch, device, static = token.shape[0], token.device, self.step.static
 
         def make() -> tuple[dict[str, Tensor], Callable[[], Any]]:

@@ -196,16 +196,14 @@ def test_a_lack_of_memory_is_not_remembered(model, device):
 
 
 def test_a_reorder_that_fails_half_way_breaks_the_cache(model, device):
-    with patched(model, group_scope="model"), torch.no_grad():
+    with patched(model), torch.no_grad():
         cache = model(prompt(device, 2), use_cache=True).past_key_values
-        layers = cache.uncomp.layers
-        if all(len(set(layer.ragged.slots)) == 1 for layer in layers):
-            pytest.skip("both sequences have equal rows")
+        ragged = cache.uncomp.layers[1].ragged
+        ragged.slots = [ragged.slots[0] + 1, ragged.slots[1] - 1]  # as a plan over the whole model may give them
         with pytest.raises(ValueError, match="cannot change places"):
             cache.reorder_cache(torch.tensor([1, 0], device=device))
-        if cache.uncomp.clock.broken:
-            with pytest.raises(RuntimeError, match="start with a new cache"):
-                model(prompt(device, 2, 1), past_key_values=cache)
+        with pytest.raises(RuntimeError, match="start with a new cache"):
+            model(prompt(device, 2, 1), past_key_values=cache)
 
 
 # ---- the process

@@ -17,19 +17,6 @@ pytestmark = pytest.mark.hf
 NEW = 2 * BLOCK + 5
 
 
-@pytest.fixture(scope="module")
-def models():
-    """The tiny model on every device that a test asks for."""
-    return {}
-
-
-@pytest.fixture
-def model(models, device):
-    if device not in models:
-        models[device] = tiny_model("llama").to(device)
-    return models[device]
-
-
 def patched(model, **options):
     handle = uncomp.patch(model, uncomp.UncompConfig(**{"budget": 48, **options}))
     if model.device.type == "cpu" and options.get("graph") != "off":

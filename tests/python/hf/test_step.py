@@ -18,19 +18,6 @@ from uncomp.testing import tiny_model, tiny_model_types
 pytestmark = pytest.mark.hf
 
 
-@pytest.fixture(scope="module")
-def models():
-    """The tiny model on every device that a test asks for."""
-    return {}
-
-
-@pytest.fixture
-def model(models, device):
-    if device not in models:
-        models[device] = tiny_model("llama").to(device)
-    return models[device]
-
-
 POLICIES = {
     "uncomp": {},
     "grows": {"decode": "grow", "max_new_tokens": 64},

@@ -16,19 +16,6 @@ from uncomp.testing import tiny_model
 pytestmark = pytest.mark.hf
 
 
-@pytest.fixture(scope="module")
-def models():
-    """The tiny model on every device that a test asks for."""
-    return {}
-
-
-@pytest.fixture
-def model(models, device):
-    if device not in models:
-        models[device] = tiny_model("llama").to(device)
-    return models[device]
-
-
 # ---- reasons for ordinary steps
 def reason_of(model, device, change=lambda handle: None, **options):
     with patched(model, **options) as handle:
