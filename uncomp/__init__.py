@@ -9,6 +9,7 @@ from uncomp._version import __version__
 from uncomp.calibration.profile import HeadProfile
 from uncomp.config import UncompConfig, known_policies
 from uncomp.policies import Policy, register_policy
+from uncomp.prefill import PrefillPruning
 from uncomp.report import cache_stats
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "HeadProfile",
     "PatchHandle",
     "Policy",
+    "PrefillPruning",
     "UncompCache",
     "UncompConfig",
     "__version__",

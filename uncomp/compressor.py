@@ -99,7 +99,7 @@ class Compressor:
             return Plan(limits, [slots for _ in measured], [slots for _ in measured])
         if self.config.extend == "append" and isinstance(measured[0].view, RowView):
             return self._raised(measured)
-        from_layers = [self.policy.totals(m.view.layer, lengths) for m in measured]
+        from_layers = [self.policy.totals(m.view.layer, m.view.seen) for m in measured]
         totals = [sum(layer[b] for layer in from_layers) for b in range(len(lengths))]
         device = measured[0].view.device
         statistic = None
@@ -120,14 +120,31 @@ class Compressor:
             got = f"{list(whole.shape)} {whole.dtype}" if isinstance(whole, Tensor) else type(whole).__name__
             raise ValueError(f"uncomp: limits of policy {self.policy.name} must be {list(wanted)} int32; got {got}")
         limits = [part.to(m.view.device).contiguous() for part, m in zip(whole.split(rows, 1), measured, strict=True)]
+        if any(m.view.seen != lengths for m in measured):
+            return self._uneven(measured, limits, totals)
         slots = [totals]
         if len(measured) > 1:  # the one read of a plan over the whole model
             slots = whole.view(len(lengths), len(measured), rows).sum(2).t().tolist()
-            if [sum(column) for column in zip(*slots, strict=True)] != totals:
-                raise ValueError(f"uncomp: limits of policy {self.policy.name} must sum to {totals}; got {slots}")
+            self._check_totals(slots, totals)
         # A plan that is smaller than the prompts gives no row more than its prompt; a larger one stores them whole.
         over = [n * rows * len(measured) > total for n, total in zip(lengths, totals, strict=True)]
         stored = [[s if cut else n * rows for s, n, cut in zip(layer, lengths, over, strict=True)] for layer in slots]
+        return Plan(limits, slots, stored)
+
+    def _check_totals(self, slots: list[list[int]], totals: list[int]) -> None:
+        if [sum(column) for column in zip(*slots, strict=True)] != totals:
+            raise ValueError(f"uncomp: limits of policy {self.policy.name} must sum to {totals}; got {slots}")
+
+    def _uneven(self, measured: list[Measured], limits: list[Tensor], totals: list[int]) -> Plan:
+        """A plan over layers that different numbers of tokens have reached: a row stores what it has, up to its limit,
+        and decoding fills the rest."""
+        device = limits[0].device
+        sums = [
+            torch.stack([limit, torch.minimum(limit, m.view.length.view_as(limit))]).sum(2).to(device)
+            for limit, m in zip(limits, measured, strict=True)
+        ]
+        slots, stored = torch.stack(sums, 1).tolist()
+        self._check_totals(slots, totals)
         return Plan(limits, slots, stored)
 
     def _raised(self, measured: list[Measured]) -> Plan:

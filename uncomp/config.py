@@ -12,6 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from uncomp.prefill import PrefillPruning
+
 DEFAULT_BUDGET = 384  # tokens
 MAX_BUDGET = 2**24  # tokens; rows are made this long, so more is a slip of the hand
 _TUNED = {"groups": 8, "group_scope": "model", "spread": "2/3", "reduce_scores": "max", "value_norm": True}
@@ -87,6 +89,8 @@ class UncompConfig:
         graph: "auto" records decode steps in CUDA graphs where that is possible; "off" never does.
         compile: "step" compiles decode steps by torch.compile before they are recorded: faster steps, after a warm-up
             of half a minute.
+        prefill: a PrefillPruning: tokens of a prompt leave the computation between stages of layers. Default: none do,
+            but with policy="uncomp_stage", which is "uncomp" with PrefillPruning().
         policy_options: further named values of the policy (for instance {"alpha": 0.2} of adakv).
 
     Raises:
@@ -126,6 +130,7 @@ class UncompConfig:
     preset: Literal["tuned"] | None = None
     graph: Literal["auto", "off"] = "auto"
     compile: Literal["off", "step"] = "off"
+    prefill: PrefillPruning | None = None
     policy_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,6 +144,7 @@ class UncompConfig:
             object.__setattr__(self, "shape", tuple(self.shape))
         if isinstance(self.profile, os.PathLike):
             object.__setattr__(self, "profile", os.fspath(self.profile))
+        self._prefill()
         self._choices()
         self._numbers()
         self._budget()
@@ -170,6 +176,7 @@ class UncompConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["compression_ratio"] = None  # said by budget
         values["policy_options"] = dict(self.policy_options)
+        values["prefill"] = None if self.prefill is None else self.prefill.to_dict()
         values["shape"] = list(self.shape) if isinstance(self.shape, tuple) else self.shape
         return values
 
@@ -209,6 +216,13 @@ class UncompConfig:
 
     def _one_of(self, name: str, value: Any, allowed: Any) -> None:
         self._require(name, value in allowed, "one of " + ", ".join(repr(a) for a in allowed))
+
+    def _prefill(self) -> None:
+        if isinstance(self.prefill, Mapping):
+            object.__setattr__(self, "prefill", PrefillPruning.from_dict(self.prefill))
+        if self.policy == "uncomp_stage" and self.prefill is None:
+            object.__setattr__(self, "prefill", PrefillPruning())
+        self._require("prefill", isinstance(self.prefill, (PrefillPruning, type(None))), "a PrefillPruning or None")
 
     def _choices(self) -> None:
         for name, hint in (
@@ -268,7 +282,7 @@ class UncompConfig:
             object.__setattr__(self, "budget", float(1 - Fraction(str(ratio))))
             object.__setattr__(self, "compression_ratio", None)
         if self.budget is None:
-            if self.shape in ("linear", "entropy") or self.policy != "uncomp":
+            if self.shape in ("linear", "entropy") or self.policy not in ("uncomp", "uncomp_stage"):
                 object.__setattr__(self, "budget", DEFAULT_BUDGET)
             else:
                 return  # a named shape carries its own limits

@@ -22,11 +22,14 @@ from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
 from uncomp.hf.cache import UncompCache, new_layers
 from uncomp.hf.chunks import ChunkedMlps
+from uncomp.hf.clock import Clock
+from uncomp.hf.hidden import HiddenPruning, asked_model
 from uncomp.hf.loop import Loop, check_prompt, choice_for
 from uncomp.hf.shared import SharedState
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
+from uncomp.pruning import schedule_for
 from uncomp.report import Ledger, ledger_of, stats_of
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8)  # integers: quantised weights
@@ -53,12 +56,15 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
     family = family_of(model.config)
     facts = describe(model.config, config)
     make_policy(config, facts.shape)  # says now what does not fit this model
+    schedule_for(config, facts.shape)
     dtype = next(model.parameters()).dtype
     if dtype not in _DTYPES:
         raise NotImplementedError(f"uncomp.patch: weights must be float32, float16 or bfloat16; got {dtype}")
     stack = family.text_stack(model)
     if getattr(stack, _MARK, None) is not None:
         raise ValueError("uncomp.patch: the model is patched already; call .remove() on its handle first")
+    if config.prefill is not None:
+        asked_model(model, stack)
     return PatchHandle(model, stack, config, facts)
 
 
@@ -113,6 +119,7 @@ class PatchHandle:
             asked=config.graph == "off",
             compiled=config.compile == "step",
         )
+        self._hidden = None if config.prefill is None else HiddenPruning(model, stack)
         self._mlps = ChunkedMlps(family_of(model.config).mlp(layer) for layer in stack.layers)
         self._hooks = [
             stack.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -131,6 +138,8 @@ class PatchHandle:
         if self._hooks:
             self._step.remove()
             self._mlps.remove()
+            if self._hidden is not None:
+                self._hidden.remove()
             self._recordings.clear()
             self._model.set_attn_implementation(self._before)
             delattr(self._stack, _MARK)
@@ -274,6 +283,12 @@ class PatchHandle:
         shared.hooked, shared.replayed = True, False
         if shared.clock.chunk.lengths is not None:
             shared.checked = shared.verdict = None
+        if self._hidden is not None:
+            try:
+                self._hidden.begin(shared, given, states)
+            except BaseException:
+                shared.clock = Clock()  # nothing ran: the cache is as empty as it was
+                raise
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
@@ -285,6 +300,8 @@ class PatchHandle:
             return
         self._active.shared = None
         shared.hooked = False
+        if self._hidden is not None:
+            self._hidden.end(shared)
         if output is None or shared.waiting or not (shared.replayed or shared.complete()):
             shared.clock.fail()
             return
@@ -302,6 +319,10 @@ class PatchHandle:
         if shared is not None:
             if shared.recordings is not self._recordings:  # a cache of the user's, or of an earlier patch
                 self._register(cache, shared)
+            if shared.schedule is not None and self._hidden is None and shared.clock.seen is None:
+                raise ValueError(
+                    "uncomp: this cache's configuration prunes the prompt (prefill); patch the model with the same"
+                )
             if shared.shape != self.facts.shape or shared.managed != self.facts.managed:
                 raise ValueError("uncomp: this cache was made for another model")
             return shared

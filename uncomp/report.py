@@ -26,6 +26,7 @@ class Ledger:
     state_bytes: int
     other_bytes: int
     token_bytes: int  # keys and values of one token and KV head
+    reached: list[list[int]] | None  # [L][B] tokens of the prompt that reached each layer, where it was pruned
 
 
 def ledger_of(cache) -> Ledger:
@@ -57,6 +58,7 @@ def ledger_of(cache) -> Ledger:
         state_bytes=sum(r.state_bytes for r in ragged),
         other_bytes=sum(t.numel() * t.element_size() for t in states),
         token_bytes=token,
+        reached=shared.reached,
     )
 
 
@@ -70,7 +72,8 @@ def cache_stats(cache) -> dict[str, Any]:
         real_tokens [B], stored_tokens_mean / _min / _max (over rows), deleted_rows (which store nothing and
         count as rows of 0 tokens; over sequences and layers), cache_bytes (keys and values, free slots
         included), state_bytes (positions, layout, votes), other_bytes (layers left uncompressed), full_cache_bytes
-        (native GQA, every real token of the compressed layers), nan_entropy_rows, displaced_tokens.
+        (native GQA, every real token of the compressed layers), nan_entropy_rows, displaced_tokens, reached_tokens
+        ([layers][B] tokens of the prompt that went through each layer; None where it was not pruned).
     Raises:
         ValueError: the cache is none of ours.
     """
@@ -99,4 +102,5 @@ def stats_of(ledger: Ledger) -> dict[str, Any]:
         "full_cache_bytes": ledger.layers * sum(real) * ledger.num_kv_heads * ledger.token_bytes,
         "nan_entropy_rows": sum(int(s.isnan().sum()) for s in ledger.statistic),
         "displaced_tokens": ledger.clock.displaced,
+        "reached_tokens": ledger.reached,
     }

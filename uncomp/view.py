@@ -100,6 +100,7 @@ class PromptView(LayerView):
     Args:
         query: [B, Hq, S, D] rotated. key, value: [B, Hkv, S, D], [B, Hkv, S, Dv].
         lengths: real tokens, behind left padding.
+        original: [B, S] int32 original positions where earlier layers dropped tokens, -1 at padding; None: 0, 1, 2, ...
     """
 
     def __init__(
@@ -112,9 +113,10 @@ class PromptView(LayerView):
         value: Tensor,
         lengths: Lengths,
         scale: float,
+        original: Tensor | None = None,
     ) -> None:
         self.layer, self.shape, self.config, self.scale = layer, shape, config, scale
-        self.query, self.key, self.value, self.lengths = query, key, value, lengths
+        self.query, self.key, self.value, self.lengths, self.original = query, key, value, lengths, original
         self.batch, self.columns, self.device = query.shape[0], query.shape[2], query.device
         self.seen = lengths.length
         self.first, self.tokens = lengths.on(query.device) if lengths.padded else (None, None)
@@ -127,7 +129,9 @@ class PromptView(LayerView):
 
     @cached_property
     def position(self) -> Tensor:
-        """[R, S] int32: real tokens are counted from 0."""
+        """[R, S] int32: real tokens are counted from 0, those that earlier layers dropped included."""
+        if self.original is not None:
+            return self._from_first(self.original.unsqueeze(1)).squeeze(1).repeat_interleave(self.shape.rows, 0)
         return torch.arange(self.columns, dtype=torch.int32, device=self.device).expand(self.num_rows, -1)
 
     @cached_property
@@ -160,7 +164,7 @@ class PromptView(LayerView):
         """The kept rows alone, a KV head each, with the queries of the window; shape: sizes of what is stored."""
         last = self.query[:, :, self.columns - min(self.config.window, self.columns) :]
         states = (narrow(t, kept.row, self.shape.rows) for t in (last, self.key, self.value))
-        made = PromptView(self.layer, shape, self.config, *states, self.lengths, self.scale)
+        made = PromptView(self.layer, shape, self.config, *states, self.lengths, self.scale, self.original)
         made.columns = self.columns
         return made
 
@@ -201,22 +205,33 @@ class PromptView(LayerView):
         lse = self._lse
         last = self.query[:, :, self.query.shape[2] - have :]
         query, lse = padded_window(last, lse[:, :, lse.shape[2] - have :], window)
+        if self.original is not None:
+            newest = self.original[:, self.columns - have :]
+            return query, lse, torch.nn.functional.pad(newest, (window - have, 0), value=-1)
         tokens = self.lengths.on(self.device)[1].unsqueeze(1)
         position = tokens - torch.arange(window, 0, -1, dtype=torch.int32, device=self.device)
         return query, lse, position.clamp(min=-1)
 
     def compact(self, index: Tensor, index_start: Tensor, row_start: Tensor, capacity: int) -> tuple[Tensor, ...]:
         """Packs chosen candidates; arguments and results as ops.compact_kv."""
-        return ops.compact_kv(self.key, self.value, index, index_start, row_start, capacity, first=self.first)
+        return ops.compact_kv(
+            self.key, self.value, index, index_start, row_start, capacity, position=self.original, first=self.first
+        )
 
     def _reduce(self, reduce: str) -> str:
         return "none" if self.shape.rows == self.shape.num_q_heads else reduce
 
+    def _from_first(self, dense: Tensor) -> Tensor:
+        """[B, H, S, ...] with columns counted from the first real token."""
+        if not self.lengths.padded:
+            return dense
+        first = self.lengths.on(self.device)[0].long().view(-1, 1)
+        column = (torch.arange(self.columns, device=self.device) + first).clamp(max=self.columns - 1)
+        column = column.view(self.batch, 1, -1, *[1] * (dense.dim() - 3))
+        return dense.gather(2, column.expand(-1, dense.shape[1], -1, *dense.shape[3:]))
+
     def _rows(self, dense: Tensor) -> Tensor:
-        if self.lengths.padded:
-            first = self.lengths.on(self.device)[0].long().view(-1, 1)
-            column = (torch.arange(self.columns, device=self.device) + first).clamp(max=self.columns - 1)
-            dense = dense.gather(2, column.view(self.batch, 1, -1, 1).expand(-1, dense.shape[1], -1, dense.shape[3]))
+        dense = self._from_first(dense)
         repeat = self.shape.rows // dense.shape[1]
         return dense.repeat_interleave(repeat, 1).flatten(0, 1) if repeat > 1 else dense.flatten(0, 1)
 

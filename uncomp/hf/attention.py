@@ -49,6 +49,11 @@ def attention_forward(
         _check_heads(shared.shape, query, key)
         scale = module.scaling if scaling is None else scaling
         if not shared.hooked and layer.index == 0:
+            if shared.schedule is not None and shared.clock.seen is None:
+                raise NotImplementedError(
+                    "uncomp: a cache whose configuration prunes the prompt needs a model that was patched with it: "
+                    "uncomp.patch(model, config)"
+                )
             shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
         # Under autocast rotary gives float32 queries and keys; they meet at the dtype of the values, as in sdpa.
         out = layer.attend(query.to(value.dtype), key.to(value.dtype), value, float(scale))

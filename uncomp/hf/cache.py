@@ -120,6 +120,7 @@ class UncompLayer(CacheLayerMixin):
         self.ragged, self.finished = None, 0
         if self.index == 0:
             self.shared.clock, self.shared.waiting, self.shared.debt = Clock(), [], 0
+            self.shared.pruned = self.shared.reached = None
             self.shared.generation += 1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -187,15 +188,18 @@ class UncompLayer(CacheLayerMixin):
                     self.make_room(1)
                     self.ragged.count(1)
                 return eviction.decode_step(self.ragged, config, query, key, value, position, scale)
-        if chunk.pack is not None:
-            return extension.packed(chunk.pack, self._take_in, query, key, value, scale)
+        pack = self.shared.prompt()[2]
+        if pack is not None:
+            return extension.packed(pack, self._take_in, query, key, value, scale)
         return self._take_in(query, key, value, scale)
 
     def _take_in(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attends densely, with gradients where they are on; what is stored is never part of a graph."""
         if self.ragged is None:
-            out = dense_attention(query, key, value, self.shared.clock.chunk.lengths, scale)
+            out = dense_attention(query, key, value, self.shared.prompt()[0], scale)
             with torch.no_grad():
+                if self.shared.pruned is not None:
+                    self.shared.pruned.score(self.index, query, key, scale)
                 self._store(query, key, value, scale)
             return out
         with torch.no_grad():
@@ -212,7 +216,9 @@ class UncompLayer(CacheLayerMixin):
                 shared.generation += taken.key_rows is not before
                 return out
         else:
-            view = PromptView(self.index, shared.shape, shared.config, query, key, value, chunk.lengths, scale)
+            lengths, position, _ = shared.prompt()
+            states = (query, key, value, lengths, scale, position)
+            view = PromptView(self.index, shared.shape, shared.config, *states)
             taken = shared.compressor.measure(view)
         if not shared.compressor.whole_model:
             self._keep(*shared.compressor.compress([taken]))

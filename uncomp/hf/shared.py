@@ -16,7 +16,8 @@ from uncomp.config import UncompConfig
 from uncomp.graph import Recordings, StepGraph
 from uncomp.hf.clock import Clock
 from uncomp.policies import make_policy
-from uncomp.types import CacheShape
+from uncomp.pruning import PrunedPrompt, schedule_for
+from uncomp.types import CacheShape, Lengths
 
 if TYPE_CHECKING:
     from uncomp.hf.cache import UncompLayer
@@ -76,6 +77,9 @@ class SharedState:
     def __init__(self, config: UncompConfig, shape: CacheShape, managed: Sequence[int]) -> None:
         self.config, self.shape, self.managed = config, shape, list(managed)
         self.compressor = Compressor(config, shape, make_policy(config, shape))
+        self.schedule = schedule_for(config, shape)  # stages between which prompts lose tokens, or None
+        self.pruned: PrunedPrompt | None = None  # the prompt that loses them now
+        self.reached: list[list[int]] | None = None  # [L][B] tokens of the last pruned prompt that reached each layer
         self.clock = Clock()
         self.hooked = False  # a hook on the model begins and commits the forwards
         self.recordings: Recordings | None = None  # of a patched model
@@ -96,7 +100,7 @@ class SharedState:
         """A copy without the memory of recorded steps."""
         twin = copy.copy(self)
         memo[id(self)] = twin
-        twin.recordings = twin.cache = twin.checked = twin.verdict = None
+        twin.recordings = twin.cache = twin.checked = twin.verdict = twin.pruned = None
         twin.claimed = []
         for name in ("clock", "layers", "waiting"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
@@ -122,6 +126,14 @@ class SharedState:
         """True if every layer has taken in the forward that is running."""
         columns = self.clock.columns + self.clock.chunk.tokens
         return all(layer.finished == columns for layer in self.layers)
+
+    def prompt(self) -> tuple[Lengths, Tensor | None, Tensor | None]:
+        """Of the prompt or turn in the layer that runs: real tokens, original positions where tokens were dropped, and
+        how the real ones are moved to the end where they are not there."""
+        chunk, pruned = self.clock.chunk, self.pruned
+        if pruned is None:
+            return chunk.lengths, None, chunk.pack
+        return pruned.lengths, pruned.position, pruned.pack
 
     def free_slots(self) -> int | None:
         """Tokens that every row can take in before it must be enlarged; None where rows keep their length."""

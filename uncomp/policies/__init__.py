@@ -10,7 +10,7 @@ from uncomp.policies.random_scores import Random
 from uncomp.policies.snapkv import SnapKV
 from uncomp.policies.streaming_llm import StreamingLLM
 from uncomp.policies.tova import TOVA
-from uncomp.policies.uncomp import UNComp
+from uncomp.policies.uncomp import UNComp, UNCompStage
 
 __all__ = [
     "H2O",
@@ -23,6 +23,7 @@ __all__ = [
     "SnapKV",
     "StreamingLLM",
     "UNComp",
+    "UNCompStage",
     "make_policy",
     "register_policy",
 ]

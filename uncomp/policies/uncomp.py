@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from uncomp import budget, grouping, presets
-from uncomp.calibration import files
+from uncomp.calibration import named
 from uncomp.calibration.profile import HeadProfile, ModelFacts
 from uncomp.entropy import reduce_heads, row_entropy
 from uncomp.policies.base import Policy, register_policy
@@ -131,7 +129,7 @@ class UNComp(Policy):
 
     def _read_profile(self) -> HeadProfile:
         """The profile of the compressed layers; it covers every layer of the model."""
-        profile, config, shape = _load(self.config.profile), self.config, self.shape
+        profile, config, shape = named.load(self.config.profile), self.config, self.shape
         ours = (shape.model_layers or shape.num_layers, shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
         facts = ModelFacts(shape.model_type or profile.model.type, *ours, shape.config_hash or profile.model.hash)
         profile.check(facts, config.entropy_top, config.entropy_kind)
@@ -254,20 +252,11 @@ def _spread(spread: float | str | None) -> Fraction | None:
         raise ValueError(f"uncomp: spread must be a number in [0, 1), like 0.5 or '2/3'; got {spread!r}") from None
 
 
-def _load(path: str) -> HeadProfile:
-    file = files.locate(path)
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        shipped = ", ".join(files.shipped_names())
-        raise type(error)(
-            f'uncomp: profile must be "online", a readable HeadProfile file or one of {shipped}; got {path!r} '
-            f"({error.strerror})"
-        ) from error
-    return _load_version(os.path.abspath(file), found.st_mtime_ns, found.st_size)
+@register_policy
+class UNCompStage(UNComp):
+    """The same cache behind a prompt that loses tokens between stages of layers: UncompConfig(prefill=...) is on.
 
+    docs/method.md "Hidden-state pruning".
+    """
 
-@lru_cache(maxsize=8)
-def _load_version(path: str, changed: int, size: int) -> HeadProfile:
-    """A profile is read once, not once a cache."""
-    return HeadProfile.load(path)
+    name = "uncomp_stage"
