@@ -12,13 +12,18 @@ from typing import Any
 # Files of a kind say `from engines import ...`, wherever they are run from.
 sys.path.append(str(Path(__file__).resolve().parent / "model"))
 
-KINDS = ("prefill", "decode", "throughput", "memory")
+KINDS = ("prefill", "decode", "throughput", "memory", "calibrate")
 _COLUMNS = {  # heading: (key, factor, digits)
     "engine": ("engine", None, 0),
     "B": ("batch", 1, 0),
     "context": ("context", 1, 0),
     "tokens": ("stored_tokens", 1, 0),
     "ms": ("ms", 1, 2),
+    "ms/piece": ("ms_per_piece", 1, 3),
+    "once, ms": ("ms_once", 1, 1),
+    "of plain": ("ratio", 1, 3),
+    "peak of plain": ("peak_ratio", 1, 4),
+    "times slower": ("slower", 1, 0),
     "ms/step": ("ms_per_step", 1, 3),
     "tokens/s": ("tokens_per_second", 1, 0),
     "peak GB": ("peak_bytes", 1e-9, 2),
@@ -29,7 +34,7 @@ _COLUMNS = {  # heading: (key, factor, digits)
 
 
 def rows(kinds: Sequence[str], model: Any, shared: dict[str, object]) -> Iterator[dict]:
-    """Rows of the named kinds; one that fails is a row with its error, and the next begins."""
+    """Rows of the named kinds, which may name a model of their own; one that fails is a row with its error."""
     for kind in kinds:
         found = importlib.import_module(f"bench_{kind}").rows(model)
         while True:
@@ -41,7 +46,7 @@ def rows(kinds: Sequence[str], model: Any, shared: dict[str, object]) -> Iterato
                 text = str(error).strip().split("\n")[0]
                 yield {"what": kind, "engine": "", "error": f"{type(error).__name__}: {text}", **shared}
                 break
-            yield {**row, **shared}
+            yield {**shared, **row}
 
 
 def table(found: Sequence[dict]) -> str:

@@ -35,11 +35,34 @@ def llama_3_8b(layers: int = 32, device: str = "cuda") -> torch.nn.Module:
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         dtype="bfloat16",
     )
+    return _made(LlamaForCausalLM, config, device)
+
+
+def qwen_2_5_half_b(layers: int = 24, device: str | torch.device = "cuda") -> torch.nn.Module:
+    """The shape of Qwen2.5-0.5B with random bfloat16 weights, made on the device."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    return _made(Qwen2ForCausalLM, config, device)
+
+
+def _made(kind: type, config: Any, device: str | torch.device) -> torch.nn.Module:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = LlamaForCausalLM(config).eval()
+            model = kind(config).eval()
     finally:
         torch.set_default_dtype(before)
     model.generation_config.eos_token_id = None

@@ -3,7 +3,6 @@
 
 import json
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from uncomp import _extension
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import cpu
 import harness
-import model_rows
 import report
 import run
 
@@ -219,48 +217,3 @@ def test_cpu_small_cases_run(op, monkeypatch, tmp_path, capsys):
     assert set(row) >= {"op", "shape", "dtype", "device", "threads", "commit", "median_us", "spread_us", "rivals"}
     assert all(rival["median_us"] > 0 for rival in row["rivals"])
     assert row["rivals"][0]["name"] in capsys.readouterr().out
-
-
-# ---- whole models
-@pytest.mark.hf
-def test_every_kind_of_model_row_holds_what_a_number_needs():
-    pytest.importorskip("transformers")
-    from uncomp.testing import tiny_model
-
-    model = tiny_model("llama", max_position_embeddings=8192)
-    import bench_decode
-    import bench_memory
-    import bench_prefill
-    import bench_throughput
-    from engines import STATIC, STOCK, full, ours
-
-    small = {"budget": 40, "groups": 2}
-    cases = [(STOCK, 2), (STATIC, 1), (full(compiled=False), 2), (ours(**small), 1), (ours(**small, loop=True), 3)]
-    rows = [
-        *bench_decode.rows(model, cases, context=96, steps=3),
-        *bench_throughput.rows(model, [("a case", ours(**small, loop=True), 4, 96)]),
-        *bench_prefill.rows(model, (96,), ours(**small)),
-        *bench_memory.rows(model, (STOCK, ours(**small)), context=96),
-    ]
-    assert [row["what"] for row in rows] == ["decode"] * 5 + ["throughput"] + ["prefill"] * 3 + ["memory"] * 2
-    for row in rows:
-        assert set(row) >= {"what", "engine", "batch", "context", "stored_tokens", "peak_bytes", "cache_bytes"}
-        if row["what"] in ("decode", "throughput"):
-            assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ms_per_step"])
-    assert [row["stored_tokens"] for row in rows[3:6]] == [40] * 3
-    assert rows[4]["cache_bytes"] == 3 * rows[3]["cache_bytes"]
-    assert rows[-1]["named_bytes"] == rows[-1]["cache_bytes"] + rows[-1]["state_bytes"]
-    text = model_rows.table(rows)
-    assert text.count("### ") == 4
-    assert "a case" in text
-
-
-def test_a_model_benchmark_that_fails_is_a_row(monkeypatch):
-    def broken(model):
-        yield {"what": "decode", "engine": "one"}
-        raise ValueError("no room\nfor more")
-
-    monkeypatch.setitem(sys.modules, "bench_decode", types.SimpleNamespace(rows=broken))
-    rows = list(model_rows.rows(["decode"], None, SHARED))
-    assert [row.get("error") for row in rows] == [None, "ValueError: no room"]
-    assert "ValueError: no room" in model_rows.table(rows)

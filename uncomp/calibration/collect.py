@@ -22,13 +22,15 @@ from uncomp.entropy import KINDS, REDUCTIONS, default_top
 from uncomp.models import family_of
 
 Progress = Callable[[str], None]
-SAVE_EVERY = 8  # samples between two writes of the state
+# The device is asked, and the state is written, when so many samples wait or so many seconds have passed: a read for
+# every sample would leave a GPU idle until the next forward is launched.
+SETTLE_SAMPLES, SETTLE_SECONDS = 8, 10.0
 
 
 def calibrate(
     model: torch.nn.Module,
     tokenizer: Any,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str] | torch.Tensor,
     *,
     samples: int = 100,
     seqlen: int = 4096,
@@ -52,8 +54,8 @@ def calibrate(
     Args:
         model: a causal language model of a supported family, not patched. Its mode and attention implementation are
             given back as they were.
-        tokenizer: of the model.
-        texts: one text or several, which are joined by two newlines.
+        tokenizer: of the model; None where `texts` are tokens.
+        texts: one text or several, which are joined by two newlines; or tokens, [N] int64.
         samples: pieces that are measured, at least 1.
         seqlen: tokens of a piece, BOS included where the tokenizer adds one; lowered to what the model takes.
         tensor: "query", "key", "value", or "hidden" (what leaves a layer, one entropy for all its heads).
@@ -68,8 +70,9 @@ def calibrate(
     Returns:
         the profile; also written to `out` if given.
     Raises:
-        ValueError: an argument out of its range; a text that is too short; a state of another run; NaN in the states,
-            by sample, layer and head.
+        TypeError: texts that are neither strings nor tokens.
+        ValueError: an argument out of its range; a text that is too short; tokens that the model does not have; a state
+            of another run; NaN in the states, by sample, layer and head.
         NotImplementedError: the model's family is not known.
         OSError: `out` cannot be written.
     Source: docs/method.md "Calibration and profiles".
@@ -93,6 +96,7 @@ def calibrate(
     kept = _top(top, dim, kind)
     longest = getattr(text_config, "max_position_embeddings", None) or seqlen
     drawn = draw(tokenizer, texts, samples, min(seqlen, longest), seed)
+    _check_tokens(drawn, family.text_stack(model).get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device
     sums = Sums(facts, dim, kept, kind, reduce, device)
     settings = {
@@ -143,18 +147,24 @@ def _run(
     path: Path | None,
     progress: Progress | None,
 ) -> None:
-    before, saved, start = sums.samples, sums.samples, time.monotonic()
-    stack = family.text_stack(model)
+    before, start = sums.samples, time.monotonic()
+    settled, last, stack = start, len(drawn.starts), family.text_stack(model)
+    device = next(stack.parameters()).device
     with watched(model, family, settings["tensor"], settings["rope"]) as found, torch.inference_mode():
         for batch in drawn.batches(settings["batch_size"], sums.samples):
-            stack(input_ids=batch.to(next(stack.parameters()).device), use_cache=False)
-            sums.add(found)
+            # From pinned memory, because a copy from any other waits for the forward before.
+            ids = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+            stack(input_ids=ids, use_cache=False)
+            sums.take(found)
             found[:] = [None] * len(found)
-            if path is not None and sums.samples - saved >= SAVE_EVERY and sums.samples < len(drawn.starts):
-                state.save(state.state_path(path), settings, sums)
-                saved = sums.samples
+            done, now = sums.samples + sums.waiting, time.monotonic()
+            if done == last or sums.waiting >= SETTLE_SAMPLES or now - settled >= SETTLE_SECONDS:
+                sums.settle()
+                if path is not None and done < last:
+                    state.save(state.state_path(path), settings, sums)
+                settled = time.monotonic()
             if progress is not None:
-                progress(_line(sums.samples, before, len(drawn.starts), drawn.seqlen, time.monotonic() - start))
+                progress(_line(done, before, last, drawn.seqlen, time.monotonic() - start))
 
 
 def _line(done: int, before: int, samples: int, seqlen: int, seconds: float) -> str:
@@ -169,6 +179,17 @@ def _check(**numbers: int) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
             raise ValueError(f"uncomp.calibrate: {name} must be an integer of at least {least[name]}; got {value!r}")
+
+
+def _check_tokens(drawn: Samples, known: int) -> None:
+    """Raises ValueError for tokens without an embedding: on a GPU they would end the process's use of it."""
+    ids = drawn.tokens if drawn.bos is None else torch.cat([drawn.tokens, torch.tensor([drawn.bos])])
+    low, high = (int(v) for v in ids.aminmax())
+    if low < 0 or high >= known:
+        raise ValueError(
+            f"uncomp.calibrate: tokens must lie in [0, {known}), the model's; got {low if low < 0 else high}; is the "
+            "tokenizer that of the model?"
+        )
 
 
 def _top(top: int | str | None, dim: int, kind: str) -> int | None:

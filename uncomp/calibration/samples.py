@@ -67,32 +67,22 @@ def read_texts(paths: Sequence[str]) -> list[str]:
     return texts
 
 
-def draw(tokenizer: Any, texts: str | Sequence[str], samples: int, seqlen: int, seed: int) -> Samples:
+def draw(tokenizer: Any, texts: str | Sequence[str] | Tensor, samples: int, seqlen: int, seed: int) -> Samples:
     """Tokenises the texts, joined by two newlines, and draws the starts.
 
     Sample s starts at random.Random(seed).randrange(N_t - m + 1), drawn in order; m = seqlen, or one less with a BOS
     token in front where the tokenizer adds one.
 
     Args:
-        tokenizer: of the model. texts: one or more. samples, seqlen, seed: as calibrate.
+        tokenizer: of the model; None for texts that are tokens, which then get no BOS.
+        texts: one or more, or the tokens themselves, [N_t] int64. samples, seqlen, seed: as calibrate.
     Raises:
-        TypeError: texts that are no strings.
+        TypeError: texts that are neither strings nor a tensor of int64.
         ValueError: no text, or fewer than m tokens; states how many there are.
     Source: docs/method.md "Calibration and profiles".
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"uncomp.calibrate: texts must be strings; got {type(text).__name__}")
-    whole = "\n\n".join(texts)
-    if not whole.strip():
-        raise ValueError("uncomp.calibrate: texts must hold some text; got none")
-    try:
-        digest = hashlib.sha256(whole.encode()).hexdigest()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"uncomp.calibrate: texts must be Unicode text; character {error.start} is none") from error
-    ids = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
-    tokens, bos = torch.tensor(ids, dtype=torch.int64), _bos(tokenizer)
+    tokens, digest = _given(texts) if isinstance(texts, Tensor) else _tokenised(tokenizer, texts)
+    bos = None if tokenizer is None else _bos(tokenizer)
     length = seqlen - (bos is not None)
     if len(tokens) < length:
         raise ValueError(
@@ -101,6 +91,34 @@ def draw(tokenizer: Any, texts: str | Sequence[str], samples: int, seqlen: int, 
     rng = random.Random(seed)
     starts = [rng.randrange(len(tokens) - length + 1) for _ in range(samples)]
     return Samples(tokens, starts, length, bos, digest)
+
+
+def _given(tokens: Tensor) -> tuple[Tensor, str]:
+    """Tokens that the caller has, and the sha256 of their bytes."""
+    if tokens.dim() != 1 or tokens.dtype != torch.int64:
+        got = f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}"
+        raise TypeError(f"uncomp.calibrate: texts must be strings, or tokens [N] int64; got a tensor {got}")
+    tokens = tokens.detach().cpu()
+    return tokens, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
+def _tokenised(tokenizer: Any, texts: str | Sequence[str]) -> tuple[Tensor, str]:
+    """The tokens of texts joined by two newlines, and the sha256 of that text."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"uncomp.calibrate: texts must be strings; got {type(text).__name__}")
+    whole = "\n\n".join(texts)
+    if not whole.strip():
+        raise ValueError("uncomp.calibrate: texts must hold some text; got none")
+    if tokenizer is None:
+        raise ValueError("uncomp.calibrate: tokenizer must be the model's for texts that are strings; got None")
+    try:
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"uncomp.calibrate: texts must be Unicode text; character {error.start} is none") from error
+    ids = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64), digest
 
 
 def _bos(tokenizer: Any) -> int | None:

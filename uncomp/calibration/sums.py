@@ -39,6 +39,7 @@ class Sums:
         self.facts, self.dim, self.kind, self.reduce = facts, dim, kind, reduce
         self.tops = list(range(1, dim + 1)) if top is None else [top]
         self.samples = 0
+        self._waiting: list[Tensor] = []
         heads = (len(self.tops), facts.L, facts.Hq)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,43 +56,58 @@ class Sums:
         for rows, count in zip(ROWS, (facts.Hkv, facts.Hq), strict=True):
             self.sums[f"votes.{rows}"] = zeros(len(self.tops), facts.L, count, count, dtype=torch.int32)
 
-    def add(self, spectra: list[Tensor]) -> None:
-        """Takes in the spectra of one batch, one sample after the other; reads one flag back.
+    @property
+    def waiting(self) -> int:
+        """Samples that were taken and are not counted yet."""
+        return sum(map(len, self._waiting))
+
+    def take(self, spectra: list[Tensor]) -> None:
+        """Keeps the spectra of one batch until `settle`. No host sync.
 
         Args:
             spectra: L tensors [B, heads, D], eigenvalues descending; heads is Hq, Hkv or 1.
-        Raises:
-            ValueError: a spectrum with NaN; names sample, layer and head. Nothing of the batch is taken in.
         """
         home = self.sums["full"].device
-        spectrum = torch.stack([s.to(home) for s in spectra], 1).float()  # [B, L, heads, D]
+        self._waiting.append(torch.stack([s.to(home) for s in spectra], 1).float())  # [B, L, heads, D]
+
+    def settle(self) -> None:
+        """Counts what waits, one sample after the other, so that no batch or pause shows in a sum; reads one flag back.
+
+        Raises:
+            ValueError: a spectrum with NaN; names sample, layer and head. Nothing of what waits is counted.
+        """
+        if not self._waiting:
+            return
+        spectrum = torch.cat(self._waiting)
+        self._waiting = []
         if bool(spectrum.isnan().any()):
             self._refuse_nan(spectrum)
-        spectrum = spectrum.repeat_interleave(self.facts.Hq // spectrum.shape[2], 2).contiguous()
+        if spectrum.shape[2] != self.facts.Hq:
+            spectrum = spectrum.repeat_interleave(self.facts.Hq // spectrum.shape[2], 2)
         found = [ops.matrix_entropy(spectrum, top, self.dim, kind=self.kind) for top in self.tops]
         entropy = torch.stack([h for h, _ in found], 1)  # [B, K, L, Hq]
-        erank = torch.stack([r for _, r in found], 1).double()
+        erank = torch.stack([r for _, r in found], 1)
         full, _ = ops.matrix_entropy(spectrum, self.dim, self.dim)
-        votes = {rows: self._ranks(entropy, rows) for rows in ROWS}
+        ranks = {rows: self._ranks(entropy, rows) for rows in ROWS}
         sums = self.sums
         for b in range(len(spectrum)):
-            wide = entropy[b].double()
+            wide, rank = entropy[b].double(), erank[b].double()
             sums["halves"][self.samples % 2] += wide
             sums["squares"] += wide.square()
-            sums["full"] += full[b].double()
-            sums["erank"] += erank[b]
-            sums["erank_squares"] += erank[b].square()
+            sums["full"] += full[b]
+            sums["erank"] += rank
+            sums["erank_squares"] += rank.square()
             sums["spectrum"] += spectrum[b].double().mean((0, 1))
             for rows in ROWS:
-                sums[f"votes.{rows}"] += votes[rows][b]
+                column = torch.arange(ranks[rows].shape[-1], device=spectrum.device)
+                sums[f"votes.{rows}"] += ranks[rows][b].unsqueeze(-1) == column
             self.samples += 1
 
     def _ranks(self, entropy: Tensor, rows: str) -> Tensor:
-        """[B, K, L, rows, rows] int32, 1 where a row has a rank; by ascending (entropy, row)."""
+        """[B, K, L, rows] int64, the rank of every row by ascending (entropy, row)."""
         count = self.facts.Hkv if rows == "kv_head" else self.facts.Hq
         by_row = reduce_heads(entropy, count, self.reduce)
-        rank = by_row.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
-        return (rank.unsqueeze(-1) == torch.arange(count, device=rank.device)).int()
+        return by_row.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
 
     def _refuse_nan(self, spectrum: Tensor) -> None:
         b, layer, head = spectrum.isnan().any(-1).nonzero()[0].tolist()

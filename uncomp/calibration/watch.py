@@ -22,6 +22,7 @@ from uncomp._extension import limits
 from uncomp.models import Family
 
 NAME = "uncomp_calibrate"
+_WIDEST = limits()["max_spectrum_dim"]
 _measuring: weakref.WeakKeyDictionary[torch.nn.Module, Callable] = weakref.WeakKeyDictionary()
 
 
@@ -43,7 +44,7 @@ def spectrum_of(states: Tensor) -> Tensor:
     Heads wider than the kernel takes on a GPU go through torch, by the smaller of the two Gram matrices.
     """
     dim = states.shape[3]
-    if not states.is_cuda or dim <= limits()["max_spectrum_dim"]:
+    if not states.is_cuda or dim <= _WIDEST:
         return ops.matrix_spectrum(states.contiguous() if states.stride(3) != 1 else states, dim)
     wide = states.float()
     centred = wide - wide.mean(2, keepdim=True)

@@ -199,7 +199,7 @@ def test_the_model_is_given_back(monkeypatch):
     modes = [m.training for m in model.modules()]
     for tensor, rope in (("query", "before"), ("hidden", "after")):
         run(model, tensor=tensor, rope=rope)
-        monkeypatch.setattr(collect.Sums, "add", lambda *_: 1 / 0)
+        monkeypatch.setattr(collect.Sums, "take", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(model, tensor=tensor, rope=rope)
         monkeypatch.undo()
@@ -214,6 +214,23 @@ def test_nan_is_named():
         model.model.layers[2].self_attn.q_proj.weight[3 * 64] = float("nan")
     with pytest.raises(ValueError, match=r"uncomp\.calibrate: the states of sample 0, layer 2, head 3 hold NaN"):
         run(model)
+
+
+def test_nan_of_a_later_sample_is_named(monkeypatch):
+    """Samples are counted several at a time; the error names the right one all the same."""
+    take, calls = collect.Sums.take, []
+
+    def spoilt(self, spectra):
+        calls.append(1)
+        spectra[1][0, 5] = float("nan") if len(calls) == 4 else spectra[1][0, 5]
+        take(self, spectra)
+
+    monkeypatch.setattr(collect.Sums, "take", spoilt)
+    for settle in (2, 8):
+        monkeypatch.setattr(collect, "SETTLE_SAMPLES", settle)
+        calls.clear()
+        with pytest.raises(ValueError, match="the states of sample 3, layer 1, head 5 hold NaN"):
+            run(tiny_model("llama"))
 
 
 # ---- refusals
@@ -237,6 +254,24 @@ def test_nan_is_named():
 def test_bad_arguments(options, text):
     with pytest.raises(ValueError, match=rf"^uncomp\.calibrate: {text}"):
         run(tiny_model("llama"), **options)
+
+
+def test_tokens_stand_for_texts():
+    """The tokens of a text give what the text gives, up to the name of the text."""
+    model, tokens = tiny_model("llama"), torch.tensor(Bytes()(TEXT)["input_ids"])
+    by_tokens, by_text = calibrate(model, None, tokens, **SMALL), run(model)
+    assert by_tokens.entropy == by_text.entropy and by_tokens.rank_votes == by_text.rank_votes
+    assert by_tokens.run.sha256 != by_text.run.sha256
+    for texts, kind, text in (
+        (tokens.int(), TypeError, r"texts must be strings, or tokens \[N\] int64; got a tensor \[900\] int32"),
+        (tokens[None], TypeError, r"got a tensor \[1, 900\] int64"),
+        (tokens[:39], ValueError, "texts must have at least 40 tokens for seqlen = 40; got 39"),
+        (tokens - 200, ValueError, r"tokens must lie in \[0, 199\), the model's; got -"),
+        (tokens + 200, ValueError, r"tokens must lie in \[0, 199\), the model's; got 3\d\d; is the tokenizer"),
+        (TEXT, ValueError, "tokenizer must be the model's for texts that are strings; got None"),
+    ):
+        with pytest.raises(kind, match=rf"^uncomp\.calibrate: .*{text}"):
+            calibrate(model, None, texts, **SMALL)
 
 
 def test_a_patched_model_is_refused():

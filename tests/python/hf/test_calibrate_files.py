@@ -32,16 +32,16 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, batch_size, stop, top):
     """Stopped in any batch and called again it writes the bytes of a run that was not stopped, in fewer forwards."""
     model, options = tiny_model("llama"), {"samples": 10, "batch_size": batch_size, "top": top}
     run(model, out=tmp_path / "whole.json", **options)
-    monkeypatch.setattr(collect, "SAVE_EVERY", 2)
-    add, calls = collect.Sums.add, []
+    monkeypatch.setattr(collect, "SETTLE_SAMPLES", 2)
+    take, calls = collect.Sums.take, []
 
     def killed(self, spectra):
         calls.append(1)
         if len(calls) == stop + 1:
             raise KeyboardInterrupt
-        add(self, spectra)
+        take(self, spectra)
 
-    monkeypatch.setattr(collect.Sums, "add", killed)
+    monkeypatch.setattr(collect.Sums, "take", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, out=tmp_path / "p.json", **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.json.state", "whole.json"]
@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, batch_size, stop, top):
 
 def test_a_state_of_another_run_is_refused(tmp_path, monkeypatch):
     model, out = tiny_model("llama"), tmp_path / "p.json"
-    monkeypatch.setattr(collect, "SAVE_EVERY", 1)
+    monkeypatch.setattr(collect, "SETTLE_SAMPLES", 1)
     monkeypatch.setattr(HeadProfile, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(model, out=out)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks of whole models, on tiny ones without a GPU: their rows, and the table of them."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import model_rows
+
+from uncomp import ops
+
+pytestmark = pytest.mark.hf
+pytest.importorskip("transformers")
+SHARED = {"device": "a device", "commit": "abc"}
+
+
+def test_every_kind_of_model_row_holds_what_a_number_needs():
+    from uncomp.testing import tiny_model
+
+    model = tiny_model("llama", max_position_embeddings=8192)
+    import bench_decode
+    import bench_memory
+    import bench_prefill
+    import bench_throughput
+    from engines import STATIC, STOCK, full, ours
+
+    small = {"budget": 40, "groups": 2}
+    cases = [(STOCK, 2), (STATIC, 1), (full(compiled=False), 2), (ours(**small), 1), (ours(**small, loop=True), 3)]
+    rows = [
+        *bench_decode.rows(model, cases, context=96, steps=3),
+        *bench_throughput.rows(model, [("a case", ours(**small, loop=True), 4, 96)]),
+        *bench_prefill.rows(model, (96,), ours(**small)),
+        *bench_memory.rows(model, (STOCK, ours(**small)), context=96),
+    ]
+    assert [row["what"] for row in rows] == ["decode"] * 5 + ["throughput"] + ["prefill"] * 3 + ["memory"] * 2
+    for row in rows:
+        assert set(row) >= {"what", "engine", "batch", "context", "stored_tokens", "peak_bytes", "cache_bytes"}
+        if row["what"] in ("decode", "throughput"):
+            assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ms_per_step"])
+    assert [row["stored_tokens"] for row in rows[3:6]] == [40] * 3
+    assert rows[4]["cache_bytes"] == 3 * rows[3]["cache_bytes"]
+    assert rows[-1]["named_bytes"] == rows[-1]["cache_bytes"] + rows[-1]["state_bytes"]
+    text = model_rows.table(rows)
+    assert text.count("### ") == 4
+    assert "a case" in text
+
+
+def test_calibration_rows(monkeypatch):
+    """Both models, all four rows; a long run's ratio follows from the times; NumPy's entropies are ours."""
+    import bench_calibrate
+
+    from uncomp.testing import tiny_model
+
+    monkeypatch.setattr(bench_calibrate, "ROUNDS", 1)
+    small = tiny_model("qwen2", num_hidden_layers=2)
+    rows = list(bench_calibrate.rows(tiny_model("llama", num_hidden_layers=2), 64, small))
+    assert [row["what"] for row in rows] == ["calibrate"] * 8
+    assert [row.get("case") for row in rows] == [None] * 4 + ["Qwen2.5-0.5B"] * 4
+    for plain, ours, alone, numpy in (rows[:4], rows[4:]):
+        assert (plain["engine"], ours["engine"]) == ("plain forwards", "uncomp.calibrate")
+        assert ours["ratio"] == pytest.approx((ours["ms_once"] / 500 + ours["ms_per_piece"]) / plain["ms_per_piece"])
+        assert ours["ms_per_piece"] > 0 and ours["weights_bytes"] > 0
+        assert numpy["slower"] == pytest.approx(numpy["ms_per_piece"] / alone["ms_per_piece"])
+        assert numpy["engine"].endswith("4 of 16 heads measured and scaled")
+    assert json.loads(json.dumps(rows)) == rows
+    assert "of plain" in model_rows.table(rows)
+
+    states = torch.randn(3, 50, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    want, _ = ops.matrix_entropy(ops.matrix_spectrum(states[None], 8), 2, 8)
+    assert bench_calibrate.singular_values(states) == pytest.approx(want[0].tolist(), abs=1e-9)
+
+
+def test_peaks_of_calibration_leave_other_models_out(monkeypatch):
+    """Rows of a device with counters: what lay there before is taken off, the model's weights are put on."""
+    import bench_calibrate
+
+    from uncomp.testing import tiny_model
+
+    peaks = iter([1300, 1400] * 3)
+    monkeypatch.setattr(bench_calibrate, "peak_bytes", lambda _: next(peaks))
+    monkeypatch.setattr(bench_calibrate, "allocated", lambda _: 1000)
+    model = tiny_model("llama", num_hidden_layers=1)
+    plain, ours, *_ = bench_calibrate._rows(model, 32, None)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    assert (plain["peak_bytes"], ours["peak_bytes"]) == (weights + 300, weights + 400)
+    assert ours["work_ratio"] == pytest.approx(4 / 3)
+    assert ours["peak_ratio"] == pytest.approx((weights + 400) / (weights + 300))
+
+
+def test_rows_may_name_their_own_model(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "bench_decode", types.SimpleNamespace(rows=lambda model: iter([{"what": "decode", "model": "b"}]))
+    )
+    assert [row["model"] for row in model_rows.rows(["decode"], None, {**SHARED, "model": "a"})] == ["b"]
+
+
+def test_a_model_benchmark_that_fails_is_a_row(monkeypatch):
+    def broken(model):
+        yield {"what": "decode", "engine": "one"}
+        raise ValueError("no room\nfor more")
+
+    monkeypatch.setitem(sys.modules, "bench_decode", types.SimpleNamespace(rows=broken))
+    rows = list(model_rows.rows(["decode"], None, SHARED))
+    assert [row.get("error") for row in rows] == [None, "ValueError: no room"]
+    assert "ValueError: no room" in model_rows.table(rows)
