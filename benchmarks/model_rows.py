@@ -24,6 +24,8 @@ _COLUMNS = {  # heading: (key, factor, digits)
     "of plain": ("ratio", 1, 3),
     "peak of plain": ("peak_ratio", 1, 4),
     "times slower": ("slower", 1, 0),
+    "speedup": ("speedup", 1, 2),
+    "pruning ms": ("pruning_ms", 1, 2),
     "ms/step": ("ms_per_step", 1, 3),
     "tokens/s": ("tokens_per_second", 1, 0),
     "peak GB": ("peak_bytes", 1e-9, 2),

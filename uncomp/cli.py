@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
-from uncomp import cli_calibrate, cli_show, cli_study
+from uncomp import cli_calibrate, cli_prefill, cli_show, cli_study
 from uncomp.calibration import files
 from uncomp.config import UncompConfig, known_policies
 
@@ -96,6 +96,7 @@ def _arguments() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
     _model_arguments(generate)
     _cache_arguments(generate)
+    cli_prefill.add(generate)
     cli_calibrate.add(commands)
     cli_show.add(commands)
     cli_study.add(commands)
@@ -197,7 +198,7 @@ def _info(args: argparse.Namespace, progress: _Progress) -> int:
 def _generate(args: argparse.Namespace, progress: _Progress) -> int:
     text = _prompt(args)
     given = {name: getattr(args, name) for name in _CONFIG if getattr(args, name) is not None}
-    config = UncompConfig(**given)
+    config = UncompConfig(**given, **cli_prefill.chosen(args))
     if args.profile not in (None, "online") and not files.locate(args.profile).is_file():
         raise ValueError(f'uncomp generate: profile "{args.profile}" is no file')
     if args.figure is not None:

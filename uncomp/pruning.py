@@ -151,10 +151,10 @@ class PrunedPrompt:
             if self.reached[layer] != self.reached[layer - 1]:
                 keep = self.reached[layer]
                 self.borders[layer] = Lengths(keep, max(keep))
-        for each in (lengths, *self.borders.values()):
-            each.on(device)
+        Lengths.upload([lengths, *self.borders.values()], device)
+        for each in self.borders.values():
             if len(set(each.length)) > 1:
-                int32_on(device, tuple(each.length))  # budgets ask for it
+                int32_on(device, tuple(each.length))  # budgets will ask for them
         self.position: Tensor | None = None
         self._place: Tensor | None = None  # [B, N] int32 position + 1, so that what the gather puts at padding is 0
         self._scores: tuple[int, Tensor] | None = None

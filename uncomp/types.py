@@ -43,6 +43,13 @@ class Lengths:
         """True if a sequence has a column that is no real token."""
         return any(n != self.seq_len for n in self.length)
 
+    @staticmethod
+    def upload(several: list[Lengths], device: torch.device) -> None:
+        """Copies the numbers of several batches of one size to a device, in one transfer."""
+        table = torch.tensor([[each.first, each.length] for each in several], dtype=torch.int32, device=device)
+        for each, (first, length) in zip(several, table, strict=True):
+            each._on_device[device] = first, length
+
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """first and length, [B] int32 each."""
         if device not in self._on_device:

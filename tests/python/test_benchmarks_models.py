@@ -34,10 +34,10 @@ def test_every_kind_of_model_row_holds_what_a_number_needs():
     rows = [
         *bench_decode.rows(model, cases, context=96, steps=3),
         *bench_throughput.rows(model, [("a case", ours(**small, loop=True), 4, 96)]),
-        *bench_prefill.rows(model, (96,), ours(**small)),
+        *bench_prefill.rows(model, (96,), ours(**small), (64,), n_min=24),
         *bench_memory.rows(model, (STOCK, ours(**small)), context=96),
     ]
-    assert [row["what"] for row in rows] == ["decode"] * 5 + ["throughput"] + ["prefill"] * 3 + ["memory"] * 2
+    assert [row["what"] for row in rows] == ["decode"] * 5 + ["throughput"] + ["prefill"] * 6 + ["memory"] * 2
     for row in rows:
         assert set(row) >= {"what", "engine", "batch", "context", "stored_tokens", "peak_bytes", "cache_bytes"}
         if row["what"] in ("decode", "throughput"):
@@ -45,6 +45,13 @@ def test_every_kind_of_model_row_holds_what_a_number_needs():
     assert [row["stored_tokens"] for row in rows[3:6]] == [40] * 3
     assert rows[4]["cache_bytes"] == 3 * rows[3]["cache_bytes"]
     assert rows[-1]["named_bytes"] == rows[-1]["cache_bytes"] + rows[-1]["state_bytes"]
+    base, thin, batch, thin_batch = rows[8:12]
+    assert "pruned" in thin["engine"]
+    assert thin["speedup"] == base["ms"] / thin["ms"]
+    assert thin_batch["speedup"] == batch["ms"] / thin_batch["ms"]
+    assert thin_batch["case"] == batch["case"] == "lengths 64, 48, 32, 16"
+    assert all(0 < row["pruning_ms"] < row["ms"] for row in (thin, thin_batch))
+    assert thin["stored_tokens"] < base["stored_tokens"] == 40
     text = model_rows.table(rows)
     assert text.count("### ") == 4
     assert "a case" in text

@@ -198,11 +198,13 @@ MAY_IMPORT = {
         "hf.environment",
         "hf.load",
     },
+    "cli_prefill": {"prefill"},
     "cli_calibrate": {"calibration.collect", "calibration.samples", "hf.environment", "hf.load"},
     "cli": {
         "__init__",
         "calibration.files",
         "cli_calibrate",
+        "cli_prefill",
         "cli_show",
         "cli_study",
         "config",
