@@ -16,13 +16,16 @@ def best(scores: torch.Tensor, count: int, newest: int, sinks: int) -> list[int]
 
 
 @torch.no_grad()
-def slow(model, ids: torch.Tensor, reached: list[int], *, queries: int = 8, newest: int = 8, sinks: int = 0):
+def slow(
+    model, ids: torch.Tensor, reached: list[int], *, queries: int = 8, newest: int = 8, sinks: int = 0, new: int = 0
+):
     """One prompt through all layers at full length, in the stock model with eager attention.
 
     Args:
-        ids: [1, S]. reached: [L] tokens that reach each layer.
+        ids: [1, S + new]. reached: [L] tokens of the prompt that reach each layer. new: tokens behind the prompt, which
+            see the survivors and each other.
     Returns:
-        logits of the last token [V], and the surviving positions of every layer.
+        logits [1 + new, V] of the last prompt token and those behind, and the surviving positions of every layer.
     """
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -37,7 +40,7 @@ def slow(model, ids: torch.Tensor, reached: list[int], *, queries: int = 8, newe
         states = states * getattr(stack, "embedding_multiplier", 1.0)
         rope = stack.rotary_emb(states, position_ids=position)
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=ids.device).tril()
-        alive, survivors = list(range(tokens)), []
+        alive, survivors = list(range(tokens - new)), []
         for index, layer in enumerate(stack.layers):
             if len(alive) > reached[index]:
                 looks = weights[index - 1][0, :, alive[-queries:]].double().sum((0, 1))
@@ -46,12 +49,12 @@ def slow(model, ids: torch.Tensor, reached: list[int], *, queries: int = 8, newe
             survivors.append(list(alive))
             seen = torch.zeros(tokens, dtype=torch.bool, device=ids.device)
             seen[alive] = True
+            seen[tokens - new :] = True
             allowed = causal & (seen | torch.eye(tokens, dtype=torch.bool, device=ids.device))
             mask = torch.where(allowed, 0.0, torch.finfo(states.dtype).min)[None, None].to(states.dtype)
             states = layer(states, attention_mask=mask, position_embeddings=rope, position_ids=position)
-        states = stack.norm(states)[:, -1:]
-        scale = getattr(model.config, "logits_scaling", 1.0)
-        return (model.lm_head(states) / scale)[0, 0], survivors
+        states = stack.norm(states)[:, -1 - new :]
+        return (model.lm_head(states) / getattr(model.config, "logits_scaling", 1.0))[0], survivors
     finally:
         for hook in watch:
             hook.remove()

@@ -78,12 +78,12 @@ def test_the_name_of_the_paper_turns_it_on():
     ids=str,
 )
 def test_refusals(options, wanted):
-    with pytest.raises(ValueError, match=f"^uncomp.PrefillPruning: .*{wanted}"):
+    with pytest.raises(ValueError, match=rf"^uncomp\.PrefillPruning: .*{wanted}"):
         PrefillPruning(**options)
 
 
 def test_a_configuration_refuses_anything_else():
-    with pytest.raises(ValueError, match="uncomp.UncompConfig: prefill must be a PrefillPruning or None; got True"):
+    with pytest.raises(ValueError, match=r"uncomp\.UncompConfig: prefill must be a PrefillPruning or None; got True"):
         UncompConfig(prefill=True)
-    with pytest.raises(ValueError, match="uncomp.PrefillPruning: unknown field n_low; known: curve"):
+    with pytest.raises(ValueError, match=r"uncomp\.PrefillPruning: unknown field n_low; known: curve"):
         UncompConfig(prefill={"n_low": 3})

@@ -138,14 +138,14 @@ def test_what_a_model_does_not_allow(tmp_path):
         schedule(4, [0, 2, 4])
     with pytest.raises(ValueError, match='for a model of 24 layers; "fixed" is published for 32 and 40'):
         schedule(24, "fixed")
-    with pytest.raises(ValueError, match="come from a profile .* no profile of this model comes with the package"):
+    with pytest.raises(ValueError, match=r"come from a profile .* no profile of this model comes with the package"):
         schedule(4, "profile")
     with pytest.raises(ValueError, match="Hq of the model must be 32"):
         schedule(32, "profile", profile=saved(tmp_path, CURVE_7B))
     with pytest.raises(FileNotFoundError, match="profile must be"):
         schedule(4, "profile", profile=str(tmp_path / "none.json"))
     sliding = dataclasses.replace(shape(4), num_layers=2, layers=(1, 3), model_type="gemma3_text")
-    with pytest.raises(NotImplementedError, match="full attention in all 4 layers, .*; gemma3_text has 2"):
+    with pytest.raises(NotImplementedError, match=r"full attention in all 4 layers, .*; gemma3_text has 2"):
         schedule_for(UncompConfig(prefill=PrefillPruning(stages=[0, 1])), sliding)
 
 

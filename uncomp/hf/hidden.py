@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks that shorten a prompt between decoder layers, and the refusal of callers who want what is then missing.
 
-A decoder layer's hook exists only while a prompt that loses tokens runs through the model, so decode steps, later turns
-and recorded steps meet none. The variables of the model's own loop stay full length: every later layer's hook hands it
-the shortened ones again. Source: docs/method.md "Hidden-state pruning".
+The variables of the model's own loop stay full length, so every layer's hook hands it the shortened ones again. A hook
+looks at nothing but a shape where a single token passes: such steps are recorded and compiled.
+Source: docs/method.md "Hidden-state pruning".
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ class HiddenPruning:
     def __init__(self, model: torch.nn.Module, stack: torch.nn.Module) -> None:
         self._model, self._stack = asked_model(model, stack), stack
         self._arguments = list(inspect.signature(type(self._model).forward).parameters)[1:]
-        self._local = threading.local()  # .asked: keywords of the model's forward that this thread is in
-        self._running: dict[int, list[Any]] = {}  # hooks on layers, by the thread whose prompt they shorten
+        # Of this thread. asked: arguments of the model's forward; pruned: the prompt in it; rest: see _enter.
+        self._local = threading.local()
         self._hooks = [
             self._model.register_forward_pre_hook(self._note, with_kwargs=True),
             self._model.register_forward_hook(self._forget, with_kwargs=True, always_call=True),
+            *(
+                layer.register_forward_pre_hook(self._hook(index), with_kwargs=True)
+                for index, layer in enumerate(stack.layers)
+                if index > 0
+            ),
         ]
         self._generate = self._wrap_generate()
 
@@ -72,32 +77,32 @@ class HiddenPruning:
             shared.reached = None
             return
         self._check(given, pruned)
-        shared.pruned = pruned
-        thread, rest = threading.get_ident(), {}
-        self._running[thread] = [
-            layer.register_forward_pre_hook(
-                functools.partial(self._enter, pruned, rest, thread, index), with_kwargs=True
-            )
-            for index, layer in enumerate(self._stack.layers)
-            if index >= pruned.first
-        ]
+        shared.pruned = self._local.pruned = pruned
+        self._local.rest = {}
 
     def end(self, shared: SharedState) -> None:
         """The forward is over, however it went."""
-        for hook in self._running.pop(threading.get_ident(), ()):
-            hook.remove()
+        self._local.pruned = self._local.rest = None
         if shared.pruned is not None:
             shared.reached, shared.pruned = shared.pruned.reached, None
 
-    def _enter(self, pruned: PrunedPrompt, rest: dict[str, Any], thread: int, index: int, layer, args, kwargs):
-        """The hook of one layer: what it gets is of the tokens that reach it.
+    def _hook(self, index: int) -> Callable:
+        def hook(layer, args, kwargs):
+            if args and args[0].shape[1] == 1:
+                return None
+            pruned = getattr(self._local, "pruned", None)
+            return None if pruned is None or index < pruned.first else self._enter(pruned, index, args, kwargs)
 
-        Args:
-            rest: what goes with the hidden states, shortened; filled at the first border, shared by all layers.
+        hook.uncomp = True
+        return hook
+
+    def _enter(self, pruned: PrunedPrompt, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        """What a layer gets: of the tokens that reach it.
+
+        `rest` is what goes with the hidden states, shortened; filled at the first border, used by all layers behind.
         """
-        if threading.get_ident() != thread:
-            return None
-        states, *others = args
+        states, *others = args or (None,)
+        rest = self._local.rest
         if index in pruned.borders:
             source = rest or _along(kwargs, states)
             names = list(source)
