@@ -101,6 +101,11 @@ def test_prompts(capsys, tmp_path):
         (["--profile", "/none.json"], 'profile "/none.json" is no file'),
         (["--figure", "/none/out.png"], 'figure "/none/out.png" cannot be written'),
         (["--figure", "out.xyz"], "figure must end in one of"),
+        (["--stages", "0,5,3"], "uncomp.PrefillPruning: stages must be"),
+        (["--stages", "online"], "stages must be"),
+        (["--stages", "0,2", "--n-min", "0"], "n_min must be tokens"),
+        (["--stages", "0,2", "--n-min", "many"], "must be whole tokens or a share like 0.25; got 'many'"),
+        (["--n-min", "64"], "--n-min needs --stages or --policy uncomp_stage; got neither"),
     ],
 )
 def test_options(capsys, options, wanted):

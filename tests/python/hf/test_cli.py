@@ -106,6 +106,22 @@ def test_options_reach_the_cache(folder, capsys):
     assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (0, 48)
 
 
+def test_prompts_are_pruned(folder, capsys):
+    """The model has 2 layers; its prompt of 74 tokens loses 50 before the second."""
+    whole = as_json(folder, capsys, "--policy", "full")
+    for options in (["--stages", "0,1"], ["--policy", "uncomp_stage", "--stages", "0,1"]):
+        found = as_json(folder, capsys, "--budget", "1.0", "--n-min", "24", *options)
+        assert found["policy"] == ("uncomp_stage" if "--policy" in options else "uncomp")
+        assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (24 + 5, 74 + 5)
+    found = as_json(folder, capsys, "--policy", "full", "--stages", "0,1", "--n-min", "0.5", "--compare")
+    assert (found["stored_tokens_min"], found["stored_tokens_max"]) == (37 + 5, 74 + 5)
+    found = as_json(folder, capsys, "--policy", "full", "--stages", "0,1")  # n_min is 1536
+    assert found["text"] == whole["text"]
+    err = refused(folder, capsys, "--prompt", PROMPT, *SMALL, "--policy", "uncomp_stage")
+    assert "no profile of this model comes with the package" in err
+    assert "below 2 layers; got [0, 2]" in refused(folder, capsys, "--prompt", PROMPT, *SMALL, "--stages", "0,2")
+
+
 def test_prompt_file_and_progress(folder, capsys, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
     options = ("--prompt-file", str(tmp_path / "prompt.txt"), *SMALL, "--json", "--progress", "--compare")

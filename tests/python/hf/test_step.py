@@ -32,6 +32,7 @@ POLICIES = {
     "tova": {"policy": "tova"},
     "streaming_llm": {"policy": "streaming_llm"},
     "full": {"policy": "full"},
+    "pruned": {"prefill": {"stages": [0, 2, 3], "n_min": 24}},
 }
 
 
@@ -43,7 +44,7 @@ def test_every_step_but_the_first_is_a_replay(model, device, name):
     assert (stats["steps_replayed"], stats["steps_eager"]) == (NEW - 2, 1)
 
 
-@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted"])
+@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted", "pruned"])
 def test_padded_batch(model, device, name):
     ids, mask = padded(device)
     stats = both(model, lambda h: run(model, ids, mask), **POLICIES[name])
@@ -93,7 +94,7 @@ def test_rows_that_grow_are_recorded_again(model, device):
     assert stats["steps_replayed"] == 38
 
 
-@pytest.mark.parametrize("name", ["uncomp", "deleted"])
+@pytest.mark.parametrize("name", ["uncomp", "deleted", "pruned"])
 def test_the_next_request_is_packed_into_the_same_memory(model, device, name):
     with patched(model, record=False, **POLICIES[name]) as handle:
         want = [run(model, prompt(device, seed=s, columns=90 + s)) for s in range(3)]
@@ -131,7 +132,7 @@ def test_two_caches_in_turn(model, device):
     assert (stats["steps_recorded"], stats["steps_replayed"]) == (2, 2 * NEW - 1)
 
 
-@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted"])
+@pytest.mark.parametrize("name", ["uncomp", "grows", "deleted", "pruned"])
 def test_a_second_turn_goes_on_with_the_recording(model, device, name):
     def call(handle):
         first = run(model, prompt(device), return_dict_in_generate=True)
@@ -217,7 +218,7 @@ def test_another_default_dtype(model, device):
 
 
 # ---- compiled steps
-@pytest.mark.parametrize("name", ["uncomp", "deleted"])
+@pytest.mark.parametrize("name", ["uncomp", "deleted", "pruned"])
 def test_a_compiled_step_is_one_graph_for_all_requests(model, device, monkeypatch, name):
     """No break, and nothing of a request in it that would compile it again: length, turn, cache object."""
     compiled, real = [], torch.compile
