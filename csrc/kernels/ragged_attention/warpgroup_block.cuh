@@ -26,8 +26,8 @@ struct TileWork {
 
 struct BlockControl {
   uint64_t full[kMostSlots], empty[kMostSlots];  // tile is here; all computing warps are done with it
-  uint64_t query_full[2], query_empty[2];
-  uint64_t query_asked;  // the first queries are on their way
+  uint64_t query_full[2], query_empty[2];        // queries are here; all computing threads are done with their buffer
+  uint64_t query_asked;                          // the first queries are on their way
   TileWork work[2];
   ShareScratch scratch;
 };

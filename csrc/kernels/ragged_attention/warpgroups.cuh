@@ -63,7 +63,6 @@ __device__ __forceinline__ void write_results(const RaggedAttentionParams& param
                                 8 * chunk) = x;
     }
   }
-  __syncwarp();
 }
 
 /// The end of a tile that other blocks have parts of: the state as it is.
@@ -207,7 +206,8 @@ __device__ __forceinline__ void compute_tiles(const RaggedAttentionParams& param
       const int32_t place = work.part.place(static_cast<int32_t>(blockIdx.x));
       write_state(params, plan, work.tile, place, group, state, out);
     }
-    if (lane == 0) arrive(&control.query_empty[query_place.index]);
+    // Every thread for what it read and wrote itself: lanes part where their queries are not all real.
+    arrive(&control.query_empty[query_place.index]);
   }
   if (group == 0) take_turn();  // every signal is met
 }
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 #pragma unroll 1
     for (int i = 0; i < plan.query_buffers; ++i) {
       make_barrier(&control.query_full[i], kLoaders);
-      make_barrier(&control.query_empty[i], 4 * plan.groups);
+      make_barrier(&control.query_empty[i], kGroupThreads * plan.groups);
     }
     make_barrier(&control.query_asked, kLoaders);
     publish_barriers();
