@@ -23,10 +23,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = threadIdx.x, lane = thread % 32;
   const int group = __shfl_sync(kFullWarp, thread / kGroupThreads, 0);  // the compiler sees that warps do not diverge
   const uint32_t ring = shared_address(shared), full = ring + S::kBarriers, empty = full + S::kStages * 8;
+  // Every thread arrives for its own accesses: racecheck takes an arrival for the arriving thread's alone.
   if (thread == 0) {
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(full + s * 8, kGroupThreads);
-      barrier_init(empty + s * 8, kGroupThreads / 32);
+      barrier_init(empty + s * 8, kGroupThreads);
     }
   }
   __syncthreads();
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
         wgmma_wait<0>();
-        if (busy != 0 && anew(threadIdx.x) % 32 == 0) barrier_arrive(busy);
+        if (busy != 0) barrier_arrive(busy);
         busy = empty + stage * 8;
         wgmma_publish();
         group_barrier(group);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       wgmma_wait<0>();
-      if (busy != 0 && anew(threadIdx.x) % 32 == 0) barrier_arrive(busy);
+      if (busy != 0) barrier_arrive(busy);
       wgmma_settle(top);
       wgmma_settle(bottom);
 
