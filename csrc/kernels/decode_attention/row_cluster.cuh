@@ -7,6 +7,7 @@
 #include "core/math.h"
 #include "kernels/common/cluster.cuh"
 #include "kernels/common/dependent.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/decode_attention/slice.cuh"
 #include "kernels/decode_attention/workspace.h"
 #include "kernels/runtime.h"
@@ -93,19 +94,8 @@ cudaError_t launch_row_clusters(const DecodeAttentionParams& params, int32_t ran
       err != cudaSuccess || !*launched) {
     return err;
   }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(ranks), 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(params.rows.num_rows * ranks));
-  config.blockDim = dim3(kSliceThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, params, ranks);
+  const dim3 grid(static_cast<unsigned>(params.rows.num_rows * ranks));
+  return launch_kernel({grid, kSliceThreads, kBytes, stream, ranks, /*early=*/true}, kernel, params, ranks);
 }
 
 }  // namespace uncomp::kernels

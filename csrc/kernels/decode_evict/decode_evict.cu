@@ -4,6 +4,7 @@
 // barriers.
 #include "kernels/decode_evict/decode_evict.h"
 
+#include "kernels/common/launch.cuh"
 #include "kernels/decode_evict/evict.cuh"
 #include "kernels/decode_evict/evict_cluster.cuh"
 #include "kernels/decode_evict/vote.cuh"
@@ -107,16 +108,8 @@ cudaError_t launch_evict(const DecodeEvictParams& params, const DecodeEvictWorks
       return err;
     }
     if (clusters == 0) continue;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(ranks), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(params.num_rows) * static_cast<unsigned>(ranks));
-    config.blockDim = dim3(kVoteThreads);
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, evict_cluster_kernel, params, work, ranks);
+    const dim3 grid(static_cast<unsigned>(params.num_rows) * static_cast<unsigned>(ranks));
+    return launch_kernel({grid, kVoteThreads, 0, stream, ranks}, evict_cluster_kernel, params, work, ranks);
   }
   evict_kernel<<<static_cast<unsigned>(params.num_rows), kMostThreads, 0, stream>>>(params, work);
   return cudaGetLastError();

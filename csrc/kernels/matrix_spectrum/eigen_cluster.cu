@@ -3,6 +3,7 @@
 // Every block owns 8 of each 32 rows and sends what it found about them to all four; a transaction barrier in each
 // counts the bytes, so that no cluster-wide barrier stands between two columns.
 #include "kernels/common/cluster.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/matrix_spectrum/stages.h"
 #include "kernels/matrix_spectrum/sturm.cuh"
 #include "kernels/matrix_spectrum/sweep.cuh"
@@ -159,17 +160,9 @@ cudaError_t cluster_eigenvalues(const MatrixSpectrumParams& params, const float*
   if (const cudaError_t err = cluster_fits(kernel, kBlocks, D::kThreads, 0, done); err != cudaSuccess || !*done) {
     return err;
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kBlocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(params.batch) * params.heads * kBlocks;
-  config.blockDim = D::kThreads;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, cluster_eigen_kernel, gram, params.spectrum, static_cast<int>(params.dim),
-                            static_cast<int>(params.top));
+  const dim3 grid(static_cast<unsigned>(params.batch) * params.heads * kBlocks);
+  return launch_kernel({grid, D::kThreads, 0, stream, kBlocks}, cluster_eigen_kernel, gram, params.spectrum,
+                       static_cast<int>(params.dim), static_cast<int>(params.top));
 }
 
 }  // namespace uncomp::kernels

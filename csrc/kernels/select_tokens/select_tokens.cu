@@ -4,6 +4,7 @@
 #include "kernels/select_tokens.h"
 
 #include "kernels/common/dependent.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/runtime.h"
 #include "kernels/select_tokens/row.cuh"
 
@@ -84,29 +85,15 @@ cudaError_t select_tokens(const SelectTokensParams& params, void* workspace, cud
   }
   SelectPlan plan{};
   if (const cudaError_t err = plan_for_device(params, &plan); err != cudaSuccess) return err;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(params.num_rows) * static_cast<unsigned>(plan.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
-  if (plan.blocks > 1) {
-    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
-  }
   bool early = false;
   if (const cudaError_t err = compiled_for_sm_90(reinterpret_cast<const void*>(kernel_of(plan)), &early);
       err != cudaSuccess) {
     return err;
   }
-  if (early) {
-    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-  }
-  config.attrs = attributes;
-  return cudaLaunchKernelEx(&config, kernel_of(plan), params, plan, one_launch, static_cast<uint4*>(workspace));
+  const dim3 grid(static_cast<unsigned>(params.num_rows) * static_cast<unsigned>(plan.blocks));
+  return launch_kernel(
+      {grid, plan.threads, static_cast<size_t>(plan.shared_bytes), stream, plan.blocks > 1 ? plan.blocks : 0, early},
+      kernel_of(plan), params, plan, one_launch, static_cast<uint4*>(workspace));
 }
 
 }  // namespace uncomp::kernels
