@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the kernel tests under compute-sanitizer, several processes at once: sanitize.py TEST_KERNELS LOG TOOL...
+"""Runs the kernel tests under compute-sanitizer, a process a core: sanitize.py TEST_KERNELS LOG TOOL...
 
 Exits with 0 when every process passed its tests and reported nothing but what KNOWN names.
 """
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "cpp" / "kernels"
-SHARDS = 4  # processes that share an operator's cases under racecheck, by far the slowest tool
 
 # (tool, kernel): why what the tool reports of it is no fault. docs/kernels.md follows each to its barrier.
 KNOWN = {
@@ -38,12 +37,11 @@ KERNEL = re.compile(r"\bat (?:void )?(?:[\w<>]+::)*(\w+_kernel)\b")
 
 @dataclass(frozen=True)
 class Job:
-    """A tool over the cases of an operator, or over one share of them."""
+    """A tool over the cases that a Catch2 filter names."""
 
     tool: str
     operator: str
-    shard: int
-    shards: int
+    filter: str
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,7 @@ def judge(tool: str, status: int, log: str) -> tuple[str, int]:
 def run(job: Job, executable: str, deadline: float) -> Result:
     """Runs a job until the deadline."""
     command = ["compute-sanitizer", "--tool", job.tool, "--error-exitcode", "9", "--print-limit", "0"]
-    command += [
-        executable,
-        "--durations",
-        "yes",
-        f"[{job.operator}]~[large]{LEFT_OUT.get((job.tool, job.operator), '')}",
-    ]
-    if job.shards > 1:
-        command += ["--shard-count", str(job.shards), "--shard-index", str(job.shard)]
+    command += [executable, "--durations", "yes", job.filter]
     begin = time.monotonic()
     log, status = "", 0
     try:
@@ -113,25 +104,28 @@ def run(job: Job, executable: str, deadline: float) -> Result:
     return Result(job, time.monotonic() - begin, problem, known, log)
 
 
-def jobs(tools: list[str], can_shard: bool) -> list[Job]:
-    """The slowest first: racecheck, then operators with much to test."""
+def cases(file: Path) -> list[str]:
+    """Names of a file's cases, those at scale left out; commas as Catch2's filters want them."""
+    found = re.findall(r'TEST_CASE\(\s*"([^"]+)",\s*"([^"]+)"', file.read_text())
+    return [name.replace(",", "\\,") for name, tags in found if "[large]" not in tags]
+
+
+def jobs(tools: list[str]) -> list[Job]:
+    """The slowest first: racecheck, a process a case, then operators with much to test."""
     found = []
     for tool in tools:
         for file in sorted(TESTS.glob("test_*.cpp"), key=lambda path: -path.stat().st_size):
-            text = file.read_text()
-            cases = text.count("TEST_CASE(") - text.count("[large]")
-            shards = min(SHARDS, cases) if tool == "racecheck" and can_shard else 1
-            operator = file.stem.removeprefix("test_")
-            found += [Job(tool, operator, shard, shards) for shard in range(shards) if cases > 0]
+            operator, names = file.stem.removeprefix("test_"), cases(file)
+            whole = f"[{operator}]~[large]{LEFT_OUT.get((tool, operator), '')}"
+            filters = names if tool == "racecheck" else [whole] if names else []
+            found += [Job(tool, operator, each) for each in filters]
     return found
 
 
 def main(executable: str, log: Path, tools: list[str]) -> int:
     """Prints a line a tool and a line a problem; the logs of all jobs go to one file."""
     deadline = float(os.environ.get("DEADLINE") or time.time() + 570)
-    # Catch2 2 cannot share cases among processes.
-    help_text = subprocess.run([executable, "--help"], capture_output=True, text=True).stdout
-    todo = jobs(tools, "--shard-count" in help_text)
+    todo = jobs(tools)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: run(job, executable, deadline), todo))
     with log.open("w") as out:
@@ -150,7 +144,7 @@ def main(executable: str, log: Path, tools: list[str]) -> int:
         )
         for r in mine:
             if r.problem:
-                print(f"FAIL  {tool} {r.job.operator} {r.job.shard + 1}/{r.job.shards}: {r.problem}")
+                print(f"FAIL  {tool} {r.job.operator}, {r.job.filter}: {r.problem}")
     return int(any(r.problem for r in results))
 
 

@@ -76,6 +76,18 @@ class CudaRecording:
         self._graph.replay()
 
 
+# Streams to record on that nobody uses now. cuBLAS keeps a workspace for every stream that it has met.
+_idle: dict[torch.device, list[torch.cuda.Stream]] = {}
+
+
+def _stream(device: torch.device, owner: object) -> torch.cuda.Stream:
+    """A stream of its own for `owner`, free for others once that is gone."""
+    idle = _idle.setdefault(device, [])
+    stream = idle.pop() if idle else torch.cuda.Stream(device)
+    weakref.finalize(owner, idle.append, stream).atexit = False
+    return stream
+
+
 class CudaGraphs:
     """Records on CUDA devices. Recordings of a device share their scratch memory, so one runs at a time."""
 
@@ -90,7 +102,7 @@ class CudaGraphs:
     def record(self, device: torch.device, function: Callable[[], Any]) -> CudaRecording:
         """Records a function that works on one device."""
         if device not in self._streams:
-            self._streams[device], self._alive[device] = torch.cuda.Stream(device), weakref.WeakSet()
+            self._streams[device], self._alive[device] = _stream(device, self), weakref.WeakSet()
         if not self._alive[device]:  # torch gives a pool up with its last recording
             self._pools[device] = torch.cuda.graph_pool_handle()
         warmup(device.index)

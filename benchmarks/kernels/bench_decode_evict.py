@@ -105,12 +105,16 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
 
 def cases() -> list[Case]:
     budgets = [2070, 1034] * 4  # two to one, mean 1552
+    linear = [518 + i * 2068 // 7 for i in range(8)]  # linear over eight groups, as the default is
     return [
         case("8x1552", [1552] * 8),
         case("8x1552 mean, budgets 2:1", budgets),
+        case("8x1552 mean, linear budgets", linear),
         case("B 32, 8x1552", [1552] * 8 * 32, 32),
         case("B 32, 8x1552 mean, budgets 2:1", budgets * 32, 32),
+        case("B 32, 8x1552 mean, linear budgets", linear * 32, 32),
         case("B 256, 8x1552", [1552] * 8 * 256, 256),
+        case("B 256, 8x1552 mean, linear budgets", linear * 256, 256),
         case("8x32768", [32768] * 8),
         case("8x131072", [131072] * 8),
     ]

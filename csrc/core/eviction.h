@@ -103,14 +103,14 @@ inline constexpr int32_t kMostRanks = 16;
 /// Slots of a slice are a multiple of this: what a warp takes at a time.
 inline constexpr int32_t kRankTile = 16;
 
-/// Enough ranks to fill `blocks_in_flight` places, and then as many more as keep rows half as long again as the mean on
-/// chip, if that is possible at all. `held` slots of a rank fit on chip.
+/// Enough ranks to fill `blocks_in_flight` places, and then as many more as keep rows of 5/3 of the mean on chip, the
+/// longest of linear budgets over eight groups, if that is possible at all. `held` slots of a rank fit on chip.
 UNCOMP_HD constexpr int32_t rank_count(int32_t num_rows, int64_t capacity, int32_t blocks_in_flight, int32_t held,
                                        int32_t most_ranks) {
   if (num_rows <= 0) return 1;
   int32_t ranks = 1;
   while (ranks < most_ranks && int64_t{2} * ranks * num_rows <= blocks_in_flight) ranks *= 2;
-  const int64_t mean = ceil_div<int64_t>(capacity, num_rows), wanted = mean + mean / 2;
+  const int64_t mean = ceil_div<int64_t>(capacity, num_rows), wanted = mean + mean * 2 / 3;
   for (int32_t more = ranks; more <= most_ranks; more *= 2) {
     if (wanted <= static_cast<int64_t>(more) * held) return more;
   }

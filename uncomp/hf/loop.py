@@ -74,10 +74,10 @@ class Choice:
         require("top_p", number(self.top_p, (int, float)) and 0 < self.top_p <= 1, "a number in (0, 1]")
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """[B, 1] int64 from [B, V] float32. Reads nothing back, so that it can be recorded."""
+        """[B, 1] int64 from [B, V] of any float type. Reads nothing back, so that it can be recorded."""
         if not self.do_sample:
             return logits.argmax(-1, keepdim=True)
-        logits = logits / self.temperature
+        logits = logits.float() / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
@@ -174,7 +174,7 @@ class Loop:
             use_cache=True,
             logits_to_keep=1,
         )
-        token = choice(out.logits[:, -1].float())
+        token = choice(out.logits[:, -1])
         reader = _Reader(choice, on_tokens)
         if not reader.take(token.cpu()) and most > 1:
             self._mask = mask if self.step.why_not is not None else None
@@ -254,7 +254,7 @@ class Loop:
                     use_cache=True,
                     logits_to_keep=1,
                 )
-                chosen = choice(out.logits[:, -1].float())
+                chosen = choice(out.logits[:, -1])
                 chosen = torch.where(inputs["ended"], choice.pad, chosen)
                 inputs["ended"].logical_or_(self._ends(chosen, choice))
                 inputs["states"].copy_(chosen)

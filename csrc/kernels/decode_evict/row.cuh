@@ -24,14 +24,19 @@ struct alignas(16) Departure {
   __device__ __forceinline__ Leaver leaver() const { return {score, place}; }
 };
 
-/// What a block knows of its row besides the slice. Arrays by rank, or by warp of a rank, are
-/// written by that rank.
+/// What a block knows of its row besides the slice. Arrays by rank, or by warp of a rank, are written by that rank.
+/// What is done with gives its place away, for the sake of logits: a rank tells its departures after all ranks have
+/// joined the states (sums_ready), and a block weighs ranks after it has made the new token's logits.
 struct alignas(16) RowShared {
-  float2 state[kMostRanks][kMaxGroupSize];  // largest logit, sum of 2^(logit - largest)
-  Departure departure[kMostRanks * kSliceWarps];
-  float weight[kMostRanks + 1][kMaxGroupSize];  // of each rank's output; the last is the new token's
+  union {
+    float2 state[kMostRanks][kMaxGroupSize];  // largest logit, sum of 2^(logit - largest)
+    Departure departure[kMostRanks * kSliceWarps];
+  };
+  union {
+    float new_key[kMaxHeadDim];
+    float weight[kMostRanks + 1][kMaxGroupSize];  // of each rank's output; the last is the new token's
+  };
   float lse[kMaxGroupSize], sum[kMaxGroupSize], new_logit[kMaxGroupSize];
-  float new_key[kMaxHeadDim];
   uint64_t states_here, sums_ready, departures_here;  // mail barriers
 };
 

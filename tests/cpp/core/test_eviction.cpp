@@ -149,7 +149,8 @@ TEST_CASE("ranks fill the device and keep rows on chip", "[eviction]") {
   REQUIRE(ranks(132, 1552) == 2);
   REQUIRE(ranks(133, 1552) == 1);
   REQUIRE(ranks(2048, 1552) == 1);
-  REQUIRE(ranks(2048, 1753) == 2);  // rows of 1.5 times the mean would not fit
+  REQUIRE(ranks(2048, 1577) == 1);
+  REQUIRE(ranks(2048, 1578) == 2);  // rows of 5/3 of the mean would not fit
   REQUIRE(ranks(2048, 8192) == 8);
   REQUIRE(ranks(2048, 1 << 20) == 1);  // nothing helps
   REQUIRE(rank_count(8, 8 * 1552, 264, 2628, 1) == 1);

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -96,6 +98,7 @@ def test_a_step_neither_waits_nor_keeps_memory(model, policy):
         token, position = prompt(2, 1), torch.full((2, 1), 300, device="cuda")
         for step in range(3):
             model(token, past_key_values=cache, position_ids=position + step)
+        gc.collect()
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         mode = torch.cuda.get_sync_debug_mode()

@@ -99,13 +99,15 @@ def test_many_requests_leak_nothing(model, options):
 
 
 def test_remove_gives_all_memory_back(model):
-    gc.collect()
-    before = torch.cuda.memory_allocated()
-    with patched(model):
-        run(model, prompt("cuda"))
-        assert torch.cuda.memory_allocated() > before
-    gc.collect()
-    assert torch.cuda.memory_allocated() == before
+    sizes = []
+    for _ in range(4):
+        gc.collect()
+        sizes.append(torch.cuda.memory_allocated())
+        with patched(model):
+            run(model, prompt("cuda"))
+            assert torch.cuda.memory_allocated() > sizes[-1]
+    # The first one may leave cuBLAS's workspace, which is for the next ones to use.
+    assert len(set(sizes[1:])) == 1, sizes
 
 
 def test_stats_name_every_byte(model):
