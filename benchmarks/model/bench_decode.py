@@ -15,7 +15,6 @@ from engines import (
     Engine,
     cache_bytes,
     clean,
-    full,
     ours,
     peak_bytes,
     prefilled,
@@ -28,15 +27,12 @@ CONTEXT, STEPS = 32768, 64
 CASES: list[tuple[Engine, int]] = [
     (STOCK, 1),
     (STATIC, 1),
-    (full(), 1),
-    (full(), 16),
     (ours(), 1),
     (ours(loop=True), 1),
     (ours(compiled=True), 1),
     (ours(loop=True, compiled=True), 1),
     (ours(loop=True), 32),
     (ours(loop=True, compiled=True), 32),
-    (ours(loop=True), 256),
     (ours(loop=True, compiled=True), 256),
 ]
 

@@ -22,7 +22,7 @@ def rows(model: torch.nn.Module, engines: tuple[Engine, ...] | None = None, cont
 
     held_bytes is what a request leaves allocated beside the weights, named_bytes what stats() says of it.
     """
-    for engine in engines or (STOCK, ours(), ours(compiled=True), *OTHERS):
+    for engine in engines or (STOCK, ours(), *OTHERS):
         clean(model.device)
         before = allocated(model.device)
         ids = torch.randint(3, model.config.vocab_size, (1, context), device=model.device)

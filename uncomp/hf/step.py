@@ -129,8 +129,9 @@ class Step:
         kind = min(batch, 2)
         if kind not in self._by_batch:
             # Shapes are constant, so nothing is guessed. With one sequence a product reads its matrix once, which a
-            # generated reduction does faster than cuBLAS: this option makes it one, and tunes it.
-            options = {"coordinate_descent_tuning": True} if kind == 1 else {}
+            # generated reduction does faster than cuBLAS: the first option makes it one, and tunes it. The second
+            # puts small kernels that do not wait for each other into one.
+            options = {"coordinate_descent_tuning": True, "combo_kernels": True} if kind == 1 else {}
             self._by_batch[kind] = torch.compile(self.forward, dynamic=False, options=options)
         return self._by_batch[kind](**kwargs)
 
