@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of run.py as a Markdown table beside the targets: python benchmarks/report.py results/h200-operators.json."""
+"""Rows of run.py as Markdown, operators beside their targets: python benchmarks/report.py results/h200-operators.json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent
+sys.path[:0] = [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]
+
+import model_rows  # noqa: E402
 
 # Microseconds on one H200, a call and layer.
 TARGETS = {
@@ -89,10 +94,11 @@ def markdown(rows: Sequence[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table of a JSON file of rows."""
+    """Prints the table of a JSON file of rows, or the tables of rows of whole models."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path, metavar="FILE", help="JSON that run.py wrote")
-    print(markdown(json.loads(parser.parse_args(arguments).rows.read_text())))
+    rows = json.loads(parser.parse_args(arguments).rows.read_text())
+    print(model_rows.table(rows) if rows and "what" in rows[0] else markdown(rows))
     return 0
 
 

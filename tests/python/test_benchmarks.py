@@ -119,6 +119,14 @@ def test_report_marks_targets_that_are_met():
     assert "| error |" in lines[5]
 
 
+def test_report_has_tables_of_whole_models(tmp_path, capsys):
+    rows = [{"what": "decode", "engine": "stock", "batch": 2, "ms_per_step": 1.25, "tokens_per_second": 1600.0}]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    assert report.main([str(file)]) == 0
+    assert "| stock | 2 | 1.250 | 1600 |" in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("key", [*report.TARGETS, *report.RELATIVE])
 def test_every_target_belongs_to_a_case(key):
     op, shape = key
