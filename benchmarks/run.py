@@ -237,8 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             now = {**shared, "clocks": clocks()}
             rows += [make_row(case, ours, rivals, now) for case, ours, rivals in timed]
             print(f"{op}: {len(timed)} cases", file=sys.stderr)
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+            if options.json is not None:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
     copy, read = shared["copy_bandwidth_tb_s"], shared["read_bandwidth_tb_s"]
     print(f"{shared['device']}, torch {shared['torch']}, commit {shared['commit']}")
     print(f"copy {copy:.2f} TB/s, read {read:.2f} TB/s")
