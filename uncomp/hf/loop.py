@@ -324,7 +324,7 @@ class _Fetch:
             there = torch.empty(tokens.shape, dtype=tokens.dtype, device="cpu", pin_memory=True)
             self._tokens = there.copy_(tokens, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(tokens.device))  # the current device may be another one
 
     def read(self) -> Tensor:
         """Waits until they are there."""
