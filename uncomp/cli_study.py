@@ -19,7 +19,13 @@ def add(commands: Any) -> None:
     parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_ratio)
     parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
-    parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        default=["wikitext2"],
+        metavar="FILE",
+        help="UTF-8 files, or wikitext2 (default): its train split, of a file at hand or through the package datasets",
+    )
     parser.add_argument("--samples", type=int, default=8, help="pieces of the text; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=1024, help="tokens of a piece; default %(default)s")
     parser.add_argument("--budget", type=int, default=384, metavar="N", help="tokens a row keeps; default %(default)s")
@@ -41,9 +47,10 @@ def _shares(text: str) -> list[float]:
 
 
 def _ratio(args: argparse.Namespace, progress: Any) -> int:
-    from uncomp.calibration import files, samples
+    from uncomp.calibration import files
+    from uncomp.calibration import texts as sources
 
-    texts = samples.read_texts(args.text)  # before the model: it may take minutes
+    texts = sources.read_texts(args.text)  # before the model: it may take minutes
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         raise ValueError(f'uncomp study: out "{args.out}" lies in no folder that exists')
 
