@@ -261,4 +261,35 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 @_guarded
 def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
-    raise ValueError("uncomp eval: perplexity is not here yet")
+    from uncomp.eval import continuations
+    from uncomp.eval.reading import Reader
+
+    runs = _runs(args, ["agnostic"])
+    reader, path = Reader(), Path(args.data)
+    text = reader.text(path)
+    model, tokenizer, facts = _load(args, processes, progress)
+    if args.prefix + args.continuation >= facts["positions"]:
+        raise ValueError(
+            f"uncomp eval: --prefix and --continuation must stay below the model's {facts['positions']} positions; "
+            f"got {args.prefix} and {args.continuation}"
+        )
+    sizes = {"prefix": args.prefix, "continuation": args.continuation, "count": args.limit or 16, "mode": args.mode}
+    pieces = continuations.cut(tokenizer, path, text, **sizes)
+    common = {
+        "task": args.task,
+        **facts["decides"],
+        "settings": sizes,
+        "data": {Path(name).name: digest for name, digest in reader.sha256.items()},
+    }
+    summaries = continuations.run_all(
+        model,
+        pieces,
+        runs,
+        [run.folder(Path(args.out) / args.task, common) for run in runs],
+        {**facts["about"], "options": _options(args), "files": reader.sha256},
+        resume=args.resume,
+        processes=processes,
+        progress=progress,
+    )
+    progress.clear()
+    return _finish(args, processes, summaries)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from uncomp.eval import metrics
-from uncomp.eval.metrics import Case, score
+from uncomp.eval import metrics, metrics_infinitebench
+from uncomp.eval.metrics import Case
+from uncomp.eval.scores import score
 from uncomp.eval.tasks.longbench import METRIC, ONE_LINE
 
 LABELS = ("Number of something", "Number", "Date", "Other number")
@@ -49,6 +50,18 @@ BY_HAND = [
     ("contained_share", "one two", ["one", "three"], 0.5),
     ("first_number", "it is 42, not 7", ["42"], 1.0),
     ("first_number", "7 42", ["42"], 0.0),
+    ("among_words", "it's {ab-c}, yes", ["ab-c"], 1.0),
+    ("among_words", "ab-cd", ["ab-c"], 0.0),
+    ("among_capitals", "I say John.", ["JOHN"], 1.0),
+    ("characters", "\u6211\u4eec\u3002", ["\u6211"], 2 / 3),
+    ("words_f1", "a cat", ["the cat"], 1.0),
+    ("rouge_lsum", "a b\nc", ["a c"], 0.8),  # both words of the reference are met, by two lines
+    ("rouge_lsum", "x", ["a"], 0.0),
+    ("last_integer", "it is -4.", ["-4"], 1.0),
+    ("last_integer", "-4 it is", ["-4"], 0.0),
+    ("first_value", "about 2.50, not 3", ["2.5"], 1.0),
+    ("first_value", "none", ["2.5"], 0.0),
+    ("before_first_error", "[1, 2, 4]", ["1", "2", "3", "4"], 0.5),
 ]
 
 
@@ -69,6 +82,24 @@ def test_by_hand(metric, prediction, answers, wanted):
 )
 def test_label(prediction, gold, wanted):
     assert score("class", prediction, Case([gold], classes=LABELS)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("prediction", "wanted"),
+    [
+        ("A or rather B", 1.0),
+        ("Banana", None),  # a guess: no letter stands alone
+        ("the answer is: two, I think", 1.0),
+        ("the answer is: one", 0.0),
+        ("E", None),  # no such option
+    ],
+)
+def test_choice(prediction, wanted):
+    case = Case(["B"], options=("one", "two", "three"), seed="42:7")
+    guessed = metrics_infinitebench.guess(case)
+    assert guessed in "ABC" and guessed == metrics_infinitebench.guess(case)
+    assert (metrics_infinitebench.named_choice(prediction, case) is None) == (wanted is None)
+    assert score("choice", prediction, case) == (float(guessed == "B") if wanted is None else wanted)
 
 
 def test_stem_of_the_needle():

@@ -205,7 +205,7 @@ def _with_stem(prediction: str, case: Case) -> float:
     return rouge1(case.stem + prediction, case.needle)
 
 
-METRICS: dict[str, Callable[[str, Case], float]] = {
+RULES: dict[str, Callable[[str, Case], float]] = {
     "qa_f1": _best(qa_f1),
     "rouge_l": _best(rouge_l),
     "class": _label,
@@ -220,21 +220,3 @@ METRICS: dict[str, Callable[[str, Case], float]] = {
     "contained_share": _share_contained,
     "first_number": _best(first_number),
 }
-
-
-def score(metric: str, prediction: str, case: Case, *, one_line: bool = False) -> float:
-    """A prediction's score, 0 to 1.
-
-    Args:
-        metric: a name of `METRICS`.
-        prediction: new text of the model.
-        case: what it is scored against; needs an answer.
-        one_line: score the first line alone.
-    Raises:
-        ValueError: an unknown metric, or a case without answers.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"uncomp.eval: metric must be one of {', '.join(METRICS)}; got {metric!r}")
-    if not case.answers:
-        raise ValueError(f"uncomp.eval: answers must hold at least one reference for {metric}; got none")
-    return METRICS[metric](first_line(prediction) if one_line else prediction, case)

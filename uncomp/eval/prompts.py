@@ -25,7 +25,7 @@ class Example:
         text: the filled template, without a chat frame.
         context_end: characters of `text` up to the end of the context; 0 where there is no context.
         max_new_tokens: the most that is generated.
-        metrics: names of `metrics.METRICS`; the first is the one that counts.
+        metrics: names of `scores.METRICS`; the first is the one that counts.
         answers: references.
         prefix: text that stands behind the generation prompt, as the beginning of the answer.
         chat: whether --chat auto may wrap the text in a chat frame.

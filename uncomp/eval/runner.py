@@ -15,10 +15,12 @@ from uncomp.eval import batch as batches
 from uncomp.eval import summary
 from uncomp.eval.agreement import agreement
 from uncomp.eval.folder import SUMMARY, RunFolder, read_records, write_json
-from uncomp.eval.metrics import Case, score
+from uncomp.eval.metrics import Case
+from uncomp.eval.metrics_infinitebench import named_choice
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import Example, Prompt, adds_bos, build
 from uncomp.eval.runs import Run, with_room
+from uncomp.eval.scores import score
 from uncomp.patching import patch
 
 Progress = Callable[[str], None]
@@ -297,6 +299,8 @@ def _record(
         "uncompressed": isinstance(run.budget, int) and len(prompt.ids) <= run.budget,
         "details": dict(details),
     }
+    if "choice" in example.metrics:
+        record["guessed"] = named_choice(text, case) is None
     if outcome.kept is not None:
         record["evicted_answer"] = outcome.kept.evicted
         record["head_consensus"] = outcome.kept.consensus

@@ -38,12 +38,13 @@ class Hay:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._tokenizer, self._once = tokenizer, text
-        self._text, self._starts = "", []
+        self._text, self._starts, self._copies = "", [], 0
 
     def cut(self, tokens: int) -> tuple[str, list[int]]:
         """The first `tokens` tokens: their text, and the character at which each begins."""
         while len(self._starts) <= tokens:  # one more than is asked for tells where the last one ends
-            self._text = f"{self._text}\n{self._once}" if self._text else self._once
+            self._copies = max(1, 2 * self._copies)
+            self._text = "\n".join([self._once] * self._copies)
             self._starts = [start for start, _ in encode(self._tokenizer, self._text)[1]]
         return self._text[: self._starts[tokens]], self._starts[:tokens]
 
