@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`uncomp study ratio`: which share of a budget newest tokens should have beside heavy hitters."""
+"""`uncomp study`; its ratio: which share of a budget newest tokens should have beside heavy hitters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from uncomp import cli_orders
+
 
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Studies of a model's heads over texts."
     study = commands.add_parser("study", help=text.lower().rstrip("."), description=text)
     kinds = study.add_subparsers(metavar="STUDY", required=True)
+    cli_orders.add(kinds)
     text = "Share of newest tokens against heavy hitters, by the correlation of entropy trends over the layers."
     parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_ratio)

@@ -69,6 +69,7 @@ MAY_IMPORT = {
         "models",
     },
     "calibration.votes": {"grouping"},
+    "calibration.orders": {"config", "eval.perplexity"},
     "calibration.recent": {
         "budget",
         "calibration.samples",
@@ -257,7 +258,16 @@ MAY_IMPORT = {
         "hf.environment",
         "hf.load",
     },
+    "cli_orders": {
+        "calibration",
+        "calibration.files",
+        "calibration.orders",
+        "calibration.texts",
+        "hf.environment",
+        "hf.load",
+    },
     "cli_study": {
+        "cli_orders",
         "calibration",
         "calibration.files",
         "calibration.recent",
