@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
-from uncomp import cli_calibrate, cli_prefill, cli_show, cli_study
+from uncomp import cli_calibrate, cli_eval, cli_prefill, cli_show, cli_study
 from uncomp.calibration import files
 from uncomp.config import UncompConfig, known_policies
 
@@ -99,6 +99,7 @@ def _arguments() -> argparse.ArgumentParser:
     cli_prefill.add(generate)
     cli_calibrate.add(commands)
     cli_show.add(commands)
+    cli_eval.add(commands)
     cli_study.add(commands)
     return parser
 

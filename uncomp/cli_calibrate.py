@@ -17,7 +17,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("calibrate", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_calibrate)
     parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
-    parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        default=["wikitext2"],
+        metavar="FILE",
+        help="UTF-8 files, or wikitext2 (default): its train split, of a file at hand or through the package datasets",
+    )
     parser.add_argument("--samples", type=int, default=100, help="pieces of the text; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=4096, help="tokens of a piece; default %(default)s")
     parser.add_argument("--tensor", choices=("query", "key", "value", "hidden"), default="query", help="default query")
@@ -25,7 +31,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--top-eigenvalues", type=_top, metavar="K", help="a number, elbow or all; default head_dim / 4"
     )
-    parser.add_argument("--kind", choices=("truncated", "renormalized", "renyi2"), default="truncated")
+    parser.add_argument(
+        "--kind",
+        choices=("truncated", "renormalized", "renyi2", "variance"),
+        default="truncated",
+        help="of the entropy, default truncated; variance ranks heads by the variance of their states instead",
+    )
     parser.add_argument("--groups", type=int, help="print the heads of every layer in so many groups")
     parser.add_argument("--batch-size", type=int, default=1, help="pieces a forward; default %(default)s")
     parser.add_argument("--seed", type=int, default=42, help="of the pieces; default %(default)s")
@@ -48,9 +59,9 @@ def _top(text: str) -> int | str:
 
 
 def _calibrate(args: argparse.Namespace, progress: Any) -> int:
-    from uncomp.calibration import samples
+    from uncomp.calibration import texts as sources
 
-    texts = samples.read_texts(args.text)  # before the model: it may take minutes
+    texts = sources.read_texts(args.text)  # before the model: it may take minutes
     for name, least in (("samples", 1), ("seqlen", 2), ("batch_size", 1), ("seed", 0)):
         if getattr(args, name) < least:
             option = "--" + name.replace("_", "-")
@@ -103,6 +114,7 @@ def _values(profile: Any, args: argparse.Namespace, seconds: float) -> dict[str,
         "k": run.k,
         "elbow": profile.elbow,
         "seconds": round(seconds, 2),
+        "statistic": "variance" if run.kind == "variance" else "entropy",
         "entropy": [round(sum(heads) / len(heads), 6) for heads in profile.entropy],
         "stability": profile.stability,
     }
@@ -120,7 +132,7 @@ def _lines(values: dict[str, Any]) -> str:
         f"{'model':<18} {values['model']}",
         f"{'samples':<18} {values['samples']} of {values['seqlen']} tokens in {values['seconds']:.1f} s",
         f"{'eigenvalues kept':<18} {values['k']} (elbow {values['elbow']})",
-        f"{'entropy by layer':<18} {min(values['entropy']):.4f} to {max(values['entropy']):.4f}",
+        f"{values['statistic'] + ' by layer':<18} {min(values['entropy']):.4f} to {max(values['entropy']):.4f}",
         f"{'order of halves':<18} rank correlation {shown[0]} in a layer, {shown[1]} over the model",
     ]
     for layer, ids in enumerate(values.get("groups", ())):

@@ -124,12 +124,13 @@ def render(values: dict[str, Any]) -> str:
     lines = []
     for label, found in values["profiles"].items():
         model, run, entropy, groups = (found[key] for key in ("model", "run", "entropy", "groups"))
+        of = "variance" if run["kind"] == "variance" else "entropy"
         lines += [
             f"{label}: {model['type']}, {model['L']} layers, {model['Hq']} query heads, {model['Hkv']} KV heads, "
             f"head dim {model['D']}",
             f"  measured   {run['tensor']} states, {run['samples']} texts of {run['seqlen']} tokens, k {run['k']}, "
             f"{run['kind']}, seed {run['seed']}",
-            f"  entropy    {entropy['min']:.3f} to {entropy['max']:.3f}, mean {entropy['mean']:.3f}; "
+            f"  {of:<10} {entropy['min']:.3f} to {entropy['max']:.3f}, mean {entropy['mean']:.3f}; "
             f"lowest in layer {entropy['lowest_layer']}, highest in layer {entropy['highest_layer']}",
             f"  elbow      {found['elbow']} of {model['D']} eigenvalues",
         ]

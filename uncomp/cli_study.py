@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`uncomp study ratio`: which share of a budget newest tokens should have beside heavy hitters."""
+"""`uncomp study`; its ratio: which share of a budget newest tokens should have beside heavy hitters."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from uncomp import cli_orders
+
 
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Studies of a model's heads over texts."
     study = commands.add_parser("study", help=text.lower().rstrip("."), description=text)
     kinds = study.add_subparsers(metavar="STUDY", required=True)
+    cli_orders.add(kinds)
     text = "Share of newest tokens against heavy hitters, by the correlation of entropy trends over the layers."
     parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_ratio)
     parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
-    parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        default=["wikitext2"],
+        metavar="FILE",
+        help="UTF-8 files, or wikitext2 (default): its train split, of a file at hand or through the package datasets",
+    )
     parser.add_argument("--samples", type=int, default=8, help="pieces of the text; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=1024, help="tokens of a piece; default %(default)s")
     parser.add_argument("--budget", type=int, default=384, metavar="N", help="tokens a row keeps; default %(default)s")
@@ -41,9 +50,10 @@ def _shares(text: str) -> list[float]:
 
 
 def _ratio(args: argparse.Namespace, progress: Any) -> int:
-    from uncomp.calibration import files, samples
+    from uncomp.calibration import files
+    from uncomp.calibration import texts as sources
 
-    texts = samples.read_texts(args.text)  # before the model: it may take minutes
+    texts = sources.read_texts(args.text)  # before the model: it may take minutes
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         raise ValueError(f'uncomp study: out "{args.out}" lies in no folder that exists')
 

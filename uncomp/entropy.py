@@ -18,6 +18,7 @@ from uncomp import ops
 
 KINDS = ("truncated", "renormalized", "renyi2")
 STATISTICS = (*KINDS, "variance")  # what rows may be ordered by
+WITHOUT_TOP = ("renyi2", "variance")  # no k: all eigenvalues enter, or none
 REDUCTIONS = ("mean", "max")
 
 

@@ -172,21 +172,23 @@ class PatchHandle:
         top_p: float = 1.0,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
+        past_key_values: UncompCache | None = None,
         on_tokens: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Generates with sampling and stop tests on the device; the host reads tokens in blocks.
 
-        Gives the tokens of stock `generate` where it is greedy, with fewer options. One prompt a call: for further
-        turns on one cache use the model's own `generate`.
+        Gives the tokens of stock `generate` where it is greedy, with fewer options.
 
         Args:
-            input_ids: [B, S] int64, on the model's device; padded on the left.
-            attention_mask: [B, S], 1 at real tokens; None if all are.
+            input_ids: [B, S] int64, on the model's device; padded on the left. Behind a cache only what is new.
+            attention_mask: [B, S], 1 at real tokens; None if all are. Behind a cache [B, columns it has seen + S].
             max_new_tokens: the most to generate, at least 1.
             do_sample: draw tokens, from torch's default generator; else the most likely ones.
             temperature, top_k, top_p: of the distribution that is drawn from; applied in this order.
             eos_token_id: tokens that end a sequence; default: the model's. An empty sequence for none.
             pad_token_id: what ended sequences are filled with; default: the model's, else its first end token, else 0.
+            past_key_values: a cache of `new_cache`, which the prompt continues; default: a new one. The last token that
+                is returned is not in it.
             on_tokens: called with each block of new tokens, [B, n] int64 on the CPU.
         Returns:
             [B, S + n] int64, n <= max_new_tokens: fewer where all sequences ended.
@@ -204,8 +206,14 @@ class PatchHandle:
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
         )
-        check_prompt(input_ids, attention_mask, max_new_tokens)
-        cache = DynamicCache(config=self._model.config)  # as stock generate makes it: a compiled step serves both
+        cache = past_key_values
+        if cache is None:
+            cache = DynamicCache(config=self._model.config)  # as stock generate makes it: a compiled step serves both
+        elif not isinstance(cache, UncompCache):
+            raise ValueError(
+                f"uncomp.generate: past_key_values must come from handle.new_cache(); got {type(cache).__name__}"
+            )
+        check_prompt(input_ids, attention_mask, max_new_tokens, cache.get_seq_length())
         out = Loop(self._model, self._step, self._enter).run(
             input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens
         )

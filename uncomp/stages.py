@@ -51,14 +51,18 @@ def rank_curve(entropy: Sequence[Sequence[float]], head_dim: int) -> list[float]
     Returns:
         [L], means of exp(entropy * ln D).
     Raises:
-        ValueError: a layer without heads, D below 2, an entropy that is NaN or Inf.
+        ValueError: a layer without heads, D below 2, an entropy outside [0, 1], as variances are.
     Source: docs/method.md "Layer stages".
     """
     if head_dim < 2:
         raise _refuse(f"head_dim must be at least 2; got {head_dim}")
     if not all(map(len, entropy)):
         raise _refuse("entropy must hold at least one head in every layer; got a layer without heads")
-    return [math.fsum(head_dim**share for share in _checked(heads)) / len(heads) for heads in entropy]
+    for layer, heads in enumerate(entropy):
+        for share in _checked(heads):
+            if not -1e-6 <= share <= 1 + 1e-6:  # sums of float32 may pass the ends
+                raise _refuse(f"entropy must lie in [0, 1], shares of ln D; got {share!r} at layer {layer}")
+    return [math.fsum(head_dim**share for share in heads) / len(heads) for heads in entropy]
 
 
 # ---- stages of a curve

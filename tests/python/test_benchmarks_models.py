@@ -115,3 +115,38 @@ def test_a_model_benchmark_that_fails_is_a_row(monkeypatch):
     rows = list(model_rows.rows(["decode"], None, SHARED))
     assert [row.get("error") for row in rows] == [None, "ValueError: no room"]
     assert "ValueError: no room" in model_rows.table(rows)
+
+
+def test_quality_of_pruned_prompts(tmp_path, monkeypatch, capsys):
+    """Pieces are the same in every way; nothing is lost where nothing is pruned; the table has every row."""
+    import prefill_quality
+
+    from uncomp.hf import load
+    from uncomp.testing import tiny_model, tiny_tokenizer
+
+    model, tokenizer = tiny_model("llama", vocab_size=260), tiny_tokenizer()
+    prompt, answer = prefill_quality.haystack(torch.arange(900) % 256 + 4, tokenizer, 400, 0.5, "48291")
+    text = tokenizer.decode(prompt[0])
+    assert prompt.shape == (1, 400) and text.count("number of the old lighthouse is 48291.") == 1
+    assert text.endswith("The secret number of the old lighthouse")
+    assert tokenizer.decode(answer[0]) == " is 48291"
+    with pytest.raises(ValueError, match="the text must have at least 4000 tokens; got 900"):
+        prefill_quality.haystack(torch.arange(900), tokenizer, 4000, 0.5, "48291")
+
+    (tmp_path / "text.txt").write_text("All that is gold does not glitter. " * 40)
+    monkeypatch.setattr(load, "load_model", lambda *args, **kwargs: (model, tokenizer))
+    call = ["--model", "tiny", "--text", str(tmp_path / "text.txt"), "--contexts", "300", "--windows", "2"]
+    call += ["--needles", "2", "--stages", "0,1,3", "--budget", "40"]
+    found = {}
+    for n_min in ("300", "60"):
+        assert prefill_quality.main([*call, "--n-min", n_min, "--json", str(tmp_path / "rows.json")]) == 0
+        rows = json.loads((tmp_path / "rows.json").read_text())
+        found[n_min] = {row["way"]: row for row in rows}
+        assert list(found[n_min]) == ["stock", "pruned", "budget 40", "pruned, budget 40", "newest"]
+        assert capsys.readouterr().out.count("\n") == 7
+    whole, short = found["300"], found["60"]
+    assert whole["pruned"]["loss"] == pytest.approx(whole["stock"]["loss"], abs=1e-5)
+    assert whole["stock"]["losses"] == short["stock"]["losses"]
+    assert short["pruned"]["stored_tokens"] == (300 + 180 * 2 + 60) / 4
+    assert short["pruned"]["loss"] != pytest.approx(whole["pruned"]["loss"], abs=1e-6)
+    assert short["newest"]["loss"] != pytest.approx(short["pruned"]["loss"], abs=1e-6)

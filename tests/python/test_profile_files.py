@@ -2,6 +2,10 @@
 """calibration.files: tables beside a profile, the hub without the network, the profiles that come with the package."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +18,8 @@ from uncomp.calibration import files
 from uncomp.entropy import default_top
 from uncomp.policies import make_policy
 from uncomp.types import CacheShape
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_large_tables_lie_beside(tmp_path, monkeypatch):
@@ -38,6 +44,37 @@ def test_large_tables_lie_beside(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGE", 2**20)
     made().save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["big.json"]
+
+
+def test_parts_of_killed_runs_go(tmp_path):
+    """A process that dies while it writes leaves a part; the next run on this machine takes it away, and no other."""
+    code = (
+        "import os, sys; from uncomp.calibration import files; files.os.fsync = lambda _: os.kill(os.getpid(), 9); "
+        "files.replace_file(sys.argv[1], b'half')"
+    )
+    path = tmp_path / "p[1].json"
+    for name in ("p[1].json", "p[1].json.state", f"p[1].{'0a' * 6}.safetensors", "p[1].json.json", "p1.json"):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT, check=False)
+        assert done.returncode == -signal.SIGKILL
+    alive = tmp_path / f"p[1].json.{files._host()}.{os.getpid()}.part"
+    other = tmp_path / "p[1].json.another-machine.4194305.part"
+    for kept in (alive, other):
+        kept.write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 7
+    files.clear_parts(path)
+    left = {p.name.removesuffix(".part").rpartition(".")[0] for p in tmp_path.iterdir()}
+    host = files._host()
+    assert alive.exists() and other.exists() and len(list(tmp_path.iterdir())) == 4
+    assert left == {f"p[1].json.{host}", "p[1].json.another-machine", f"p[1].json.json.{host}", f"p1.json.{host}"}
+
+
+def test_arrays_of_an_older_profile_go_whatever_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1)
+    path = tmp_path / "p[1].json"
+    made().save(path)
+    made(**FULL).save(path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert HeadProfile.load(path) == made(**FULL)
 
 
 def test_a_local_folder_serves_as_a_hub(tmp_path):

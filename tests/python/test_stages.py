@@ -158,6 +158,10 @@ def test_tokens_never_rise_and_never_fall_below_the_floor(n, num_stages, n_min, 
         (lambda: stages.retrieval_layer([1, 2]), "curve must have at least 3 layers; got 2"),
         (lambda: stages.rank_curve([[0.1]], 1), "head_dim must be at least 2; got 1"),
         (lambda: stages.rank_curve([[]], 8), "entropy must hold at least one head in every layer"),
+        (
+            lambda: stages.rank_curve([[0.5], [3.5]], 8),
+            "entropy must lie in .0, 1., shares of ln D; got 3.5 at layer 1",
+        ),
         (lambda: stages.default_threshold(0), "num_q_heads must be at least 1; got 0"),
     ],
 )

@@ -13,12 +13,13 @@ import torch
 
 from uncomp.calibration import state
 from uncomp.calibration.checks import refuse
+from uncomp.calibration.files import clear_parts
 from uncomp.calibration.fingerprint import ModelFacts, model_hash
 from uncomp.calibration.profile import TENSORS, CalibrationRun, HeadProfile
 from uncomp.calibration.samples import Samples, draw
 from uncomp.calibration.sums import Sums
-from uncomp.calibration.watch import watched
-from uncomp.entropy import KINDS, REDUCTIONS, default_top
+from uncomp.calibration.watch import spectrum_of, watched, with_variance
+from uncomp.entropy import REDUCTIONS, STATISTICS, WITHOUT_TOP, default_top
 from uncomp.models import family_of
 
 Progress = Callable[[str], None]
@@ -61,7 +62,7 @@ def calibrate(
         tensor: "query", "key", "value", or "hidden" (what leaves a layer, one entropy for all its heads).
         rope: "after", or "before": queries or keys without their rotation.
         top: eigenvalues kept: a number, "all", "elbow" (of the run's mean spectrum), or None for a quarter of them.
-        kind: "truncated", "renormalized" or "renyi2".
+        kind: "truncated", "renormalized", "renyi2"; or "variance", which stands in for the entropies of the profile.
         reduce: "mean" or "max" over the query heads of a row.
         batch_size: pieces a forward.
         seed: of the starts.
@@ -81,7 +82,7 @@ def calibrate(
     for name, value, allowed in (
         ("tensor", tensor, TENSORS),
         ("rope", rope, ("after", "before")),
-        ("kind", kind, KINDS),
+        ("kind", kind, STATISTICS),
         ("reduce", reduce, REDUCTIONS),
     ):
         if value not in allowed:
@@ -116,6 +117,7 @@ def calibrate(
     }
     path = None if out is None else _writable(out)
     if path is not None:
+        clear_parts(path)
         state.resume(state.state_path(path), settings, sums)
     _run(model, family, drawn, sums, settings, path, progress)
     k, tables = sums.tables()
@@ -150,7 +152,9 @@ def _run(
     before, start = sums.samples, time.monotonic()
     settled, last, stack = start, len(drawn.starts), family.text_stack(model)
     device = next(stack.parameters()).device
-    with watched(model, family, settings["tensor"], settings["rope"]) as found, torch.inference_mode():
+    measure = with_variance if settings["kind"] == "variance" else spectrum_of
+    watch = watched(model, family, settings["tensor"], settings["rope"], measure)
+    with watch as found, torch.inference_mode():
         for batch in drawn.batches(settings["batch_size"], sums.samples):
             # From pinned memory, because a copy from any other waits for the forward before.
             ids = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
@@ -194,10 +198,10 @@ def _check_tokens(drawn: Samples, known: int) -> None:
 
 def _top(top: int | str | None, dim: int, kind: str) -> int | None:
     """Eigenvalues kept; None for the elbow."""
-    if top == "elbow" and kind != "renyi2":
-        return None
-    if kind == "renyi2" or top == "all":  # "renyi2" has no k: all eigenvalues enter
+    if kind in WITHOUT_TOP or top == "all":
         return dim
+    if top == "elbow":
+        return None
     kept = default_top(dim) if top is None else top
     if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= dim:
         raise ValueError(f'uncomp.calibrate: top must be an integer from 1 to {dim}, "elbow" or "all"; got {top!r}')

@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: the folder cannot be written or the disk is full; begins with "uncomp.calibration". Nothing is left.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -41,6 +43,34 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         raise type(error)(f'uncomp.calibration: "{path}" cannot be written ({reason})') from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This machine as a part of a file name."""
+    return re.sub(r"[^\w-]", "_", platform.node())
+
+
+def clear_parts(path: str | os.PathLike[str]) -> None:
+    """Removes what processes of this machine that were killed while they wrote a profile there have left beside it."""
+    path = Path(path)
+    ours = re.compile(
+        rf"(?:{re.escape(path.name)}(?:\.state)?|{re.escape(path.stem)}\.[0-9a-f]{{12}}\.safetensors)"
+        rf"\.{re.escape(_host())}\.(\d+)\.part"
+    )
+    for beside in path.parent.iterdir():
+        found = ours.fullmatch(beside.name)
+        if found and not _runs(int(found[1])):
+            beside.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def write(profile: Any, path: str | os.PathLike[str]) -> None:
@@ -57,8 +87,9 @@ def write(profile: Any, path: str | os.PathLike[str]) -> None:
         replace_file(beside, content)
         text = json.dumps(values, allow_nan=False, separators=(",", ":")) + "\n"
     replace_file(path, text.encode())
-    for old in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 12}.safetensors"):
-        if old != beside:
+    arrays = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{12}}\.safetensors")
+    for old in path.parent.iterdir():
+        if old != beside and arrays.fullmatch(old.name):
             old.unlink(missing_ok=True)
 
 

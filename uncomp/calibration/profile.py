@@ -15,7 +15,7 @@ from uncomp import grouping
 from uncomp.calibration import files
 from uncomp.calibration.checks import ROWS, HeadTable, check_tables, check_votes, refuse, tuples
 from uncomp.calibration.fingerprint import ModelFacts, config_hash
-from uncomp.entropy import KINDS, elbow
+from uncomp.entropy import STATISTICS, WITHOUT_TOP, elbow
 
 __all__ = ["ROWS", "CalibrationRun", "HeadProfile", "ModelFacts", "config_hash", "from_votes"]
 
@@ -28,7 +28,7 @@ class CalibrationRun:
 
     Fields:
         samples, seqlen, seed: texts, tokens of each, seed of their starts.
-        k: eigenvalues kept. kind: "truncated", "renormalized" or "renyi2" (which ignores k).
+        k: eigenvalues kept. kind: "truncated", "renormalized", "renyi2" or "variance" (the last two ignore k).
         reductions: what was reduced how, {"entropy": "mean"}.
         sha256: of the text, hex.
         tensor: whose entropy was measured: "query", "key", "value" or "hidden".
@@ -55,7 +55,8 @@ class HeadProfile:
 
     Fields:
         model, run: what was measured, and how.
-        entropy: [L][Hq] mean entropy of k eigenvalues, share of ln D.
+        entropy: [L][Hq] mean entropy of k eigenvalues, share of ln D; of kind "variance" the mean variance instead,
+            squared units of the states, and ranks and entropy_spread with it.
         entropy_full: [L][Hq] the same of all D eigenvalues.
         spectrum: [D] mean eigenvalues over layers and heads, largest first; of hidden states [E].
         curve: [L] one number a layer, from which stages of layers follow.
@@ -88,7 +89,7 @@ class HeadProfile:
         facts, run = self.model, self.run
         if min(facts.L, facts.Hq, facts.Hkv, facts.D) < 1 or facts.Hq % facts.Hkv:
             raise refuse(f"model must have L, Hq, Hkv, D of at least 1 and Hkv dividing Hq; got {facts}")
-        for name, allowed in (("kind", KINDS), ("tensor", TENSORS), ("rope", ("after", "before"))):
+        for name, allowed in (("kind", STATISTICS), ("tensor", TENSORS), ("rope", ("after", "before"))):
             if getattr(run, name) not in allowed:
                 raise refuse(f"run.{name} must be one of {', '.join(allowed)}; got {getattr(run, name)!r}")
         for field in dataclasses.fields(self):
@@ -162,8 +163,8 @@ class HeadProfile:
         Args:
             model: facts of the model that is to be compressed.
             k: eigenvalues kept, "elbow" for the elbow of the profile's spectrum, None for those of the profile.
-                "renyi2" has no k.
-            kind: "truncated", "renormalized" or "renyi2".
+                "renyi2" and "variance" have no k.
+            kind: "truncated", "renormalized", "renyi2" or "variance".
         Raises:
             ValueError: another type, L, Hq, Hkv or D, another kind, another k.
         Warns:
@@ -178,7 +179,7 @@ class HeadProfile:
         if kind != self.run.kind:
             raise refuse(f"kind must be {self.run.kind!r}, as the profile was made with; got {kind!r}")
         wanted = self.run.k if k is None else self.elbow if k == "elbow" else k
-        if kind != "renyi2" and wanted != self.run.k:
+        if kind not in WITHOUT_TOP and wanted != self.run.k:
             got = f"'elbow' = {wanted}" if k == "elbow" else k
             raise refuse(f"k must be {self.run.k}, as the profile was made with; got {got}")
         if model.hash != self.model.hash:

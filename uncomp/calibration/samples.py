@@ -7,7 +7,6 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,26 +44,6 @@ class Samples:
             if self.bos is not None:
                 batch = torch.cat([torch.full((len(rows), 1), self.bos), batch], 1)
             yield batch
-
-
-def read_texts(paths: Sequence[str]) -> list[str]:
-    """The texts of UTF-8 files.
-
-    Raises:
-        ValueError: a file that cannot be read, is not UTF-8 or is empty; names it.
-    """
-    texts = []
-    for path in paths:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f'uncomp.calibrate: text "{path}" cannot be read ({error.strerror})') from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f'uncomp.calibrate: text "{path}" is not UTF-8 (byte {error.start})') from error
-        if not text.strip():
-            raise ValueError(f'uncomp.calibrate: text "{path}" is empty')
-        texts.append(text)
-    return texts
 
 
 def draw(tokenizer: Any, texts: str | Sequence[str] | Tensor, samples: int, seqlen: int, seed: int) -> Samples:

@@ -29,7 +29,7 @@ class Sums:
     Args:
         facts: sizes of the model. dim: channels of the states, D of the spectrum.
         top: eigenvalues kept, or None for the elbow of the run's spectrum.
-        kind, reduce: as entropy.row_entropy.
+        kind, reduce: as entropy.row_entropy; "variance" counts that instead of an entropy, and all eigenvalues.
         device: where the sums lie.
     """
 
@@ -65,7 +65,8 @@ class Sums:
         """Keeps the spectra of one batch until `settle`. No host sync.
 
         Args:
-            spectra: L tensors [B, heads, D], eigenvalues descending; heads is Hq, Hkv or 1.
+            spectra: L tensors [B, heads, D], eigenvalues descending; heads is Hq, Hkv or 1. With kind "variance"
+                [B, heads, D + 1], the variance behind them.
         """
         home = self.sums["full"].device
         self._waiting.append(torch.stack([s.to(home) for s in spectra], 1).float())  # [B, L, heads, D]
@@ -80,12 +81,16 @@ class Sums:
             return
         spectrum = torch.cat(self._waiting)
         self._waiting = []
-        if bool(spectrum.isnan().any()):
+        if not bool(spectrum.isfinite().all()):
             self._refuse_nan(spectrum)
         if spectrum.shape[2] != self.facts.Hq:
             spectrum = spectrum.repeat_interleave(self.facts.Hq // spectrum.shape[2], 2)
-        found = [ops.matrix_entropy(spectrum, top, self.dim, kind=self.kind) for top in self.tops]
+        spectrum, variance = spectrum[..., : self.dim].contiguous(), spectrum[..., self.dim :]
+        kind = "truncated" if self.kind == "variance" else self.kind
+        found = [ops.matrix_entropy(spectrum, top, self.dim, kind=kind) for top in self.tops]
         entropy = torch.stack([h for h, _ in found], 1)  # [B, K, L, Hq]
+        if self.kind == "variance":
+            entropy = variance.movedim(-1, 1)
         erank = torch.stack([r for _, r in found], 1)
         full, _ = ops.matrix_entropy(spectrum, self.dim, self.dim)
         ranks = {rows: self._ranks(entropy, rows) for rows in ROWS}
@@ -110,7 +115,7 @@ class Sums:
         return by_row.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
 
     def _refuse_nan(self, spectrum: Tensor) -> None:
-        b, layer, head = spectrum.isnan().any(-1).nonzero()[0].tolist()
+        b, layer, head = (~spectrum.isfinite()).any(-1).nonzero()[0].tolist()
         raise ValueError(
             f"uncomp.calibrate: the states of sample {self.samples + b}, layer {layer}, head {head} hold NaN or Inf; "
             "take another dtype (bfloat16, float32) or another text"

@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from uncomp import ops
 from uncomp._extension import limits
+from uncomp.entropy import head_variance
 from uncomp.models import Family
 
 NAME = "uncomp_calibrate"
@@ -59,6 +60,11 @@ def spectrum_of(states: Tensor) -> Tensor:
     return shares.masked_fill(bad[..., None], float("nan"))
 
 
+def with_variance(states: Tensor) -> Tensor:
+    """[B, H, D + 1]: the eigenvalues of spectrum_of, and behind them the variance of states [B, H, S, D]."""
+    return torch.cat([spectrum_of(states).float(), head_variance(states).unsqueeze(-1)], -1)
+
+
 def unrotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """States [B, H, S, D] before their rotation by cos and sin [B, S, R], R <= D, in float32.
 
@@ -72,7 +78,9 @@ def unrotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def watched(model: Any, family: Family, tensor: str, rope: str) -> Iterator[list[Tensor | None]]:
+def watched(
+    model: Any, family: Family, tensor: str, rope: str, measure: Callable[[Tensor], Tensor] = spectrum_of
+) -> Iterator[list[Tensor | None]]:
     """A list with one entry a layer, filled with the spectra [B, heads, D] of each forward of the model's decoder.
 
     Behind the `with` the model is as it was: attention implementation, hooks, training mode; after errors too.
@@ -81,6 +89,7 @@ def watched(model: Any, family: Family, tensor: str, rope: str) -> Iterator[list
         model: a model of transformers. family: its family.
         tensor: "query", "key", "value" or "hidden" (what leaves a layer).
         rope: "after", or "before" for queries and keys without their rotation.
+        measure: what is kept of states [B, heads, S, D]: spectrum_of or with_variance.
     Raises:
         NotImplementedError: the model does not take a registered attention function.
     """
@@ -90,7 +99,7 @@ def watched(model: Any, family: Family, tensor: str, rope: str) -> Iterator[list
     training = [module for module in model.modules() if module.training]
     try:
         if tensor == "hidden":
-            undo = [layer.register_forward_hook(_leaving(found, i)) for i, layer in enumerate(stack.layers)]
+            undo = [layer.register_forward_hook(_leaving(found, i, measure)) for i, layer in enumerate(stack.layers)]
         else:
             model.set_attn_implementation(NAME)
             if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
@@ -102,7 +111,7 @@ def watched(model: Any, family: Family, tensor: str, rope: str) -> Iterator[list
                 angles: dict[str, Any] = {}
                 if rope == "before":
                     undo.append(module.register_forward_pre_hook(_remember(angles), with_kwargs=True))
-                _measuring[module] = _measurer(found, i, tensor, angles)
+                _measuring[module] = _measurer(found, i, tensor, angles, measure)
         model.eval()
         yield found
     finally:
@@ -116,10 +125,10 @@ def watched(model: Any, family: Family, tensor: str, rope: str) -> Iterator[list
             model.set_attn_implementation(before)
 
 
-def _leaving(found: list, index: int) -> Callable:
+def _leaving(found: list, index: int, measure: Callable) -> Callable:
     def hook(layer: Any, args: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
-        found[index] = spectrum_of(states.unsqueeze(1))
+        found[index] = measure(states.unsqueeze(1))
 
     return hook
 
@@ -135,10 +144,10 @@ def _remember(angles: dict[str, Any]) -> Callable:
     return hook
 
 
-def _measurer(found: list, index: int, tensor: str, angles: dict[str, Any]) -> Callable:
-    def measure(states: dict[str, Tensor]) -> None:
+def _measurer(found: list, index: int, tensor: str, angles: dict[str, Any], measure: Callable) -> Callable:
+    def attended(states: dict[str, Tensor]) -> None:
         chosen = states[tensor]
-        found[index] = spectrum_of(unrotated(chosen, **angles) if angles else chosen)
+        found[index] = measure(unrotated(chosen, **angles) if angles else chosen)
         angles.clear()
 
-    return measure
+    return attended

@@ -29,6 +29,8 @@ def _table(axis: Any, table: Sequence[Sequence[float]], size: tuple[float, float
 def entropy_map(profile: HeadProfile, *, full: bool = False, title: str = "") -> Any:
     """Heat map of the mean entropy of every head, [Hq] over [L]; lines part the query heads of each KV head.
 
+    A profile of kind "variance" shows that.
+
     Args:
         profile: the HeadProfile.
         full: of all D eigenvalues instead of the k that the method counts.
@@ -40,6 +42,7 @@ def entropy_map(profile: HeadProfile, *, full: bool = False, title: str = "") ->
     """
     facts, run = profile.model, profile.run
     table = profile.entropy_full if full else profile.entropy
+    variance = run.kind == "variance" and not full
     heads = len(table[0])
     size = base.cells(len(table), heads)
     figure = base.new_figure(size[0] + 1.7, size[1] + 1.0)
@@ -50,11 +53,13 @@ def entropy_map(profile: HeadProfile, *, full: bool = False, title: str = "") ->
             axis.axhline(edge - 0.5, color="white", linewidth=0.8)
     axis.set_ylabel("query head" if heads == facts.Hq else "head")
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02, aspect=base.bar_aspect(size[1]))
-    bar.set_label("share of ln D", fontsize=9)
+    bar.set_label("squared units of the states" if variance else "share of ln D", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     dim = len(profile.spectrum)
     kept = dim if full else run.k
-    title = title or f"Entropy of the {run.tensor} states, {facts.type}, {kept} of {dim} eigenvalues"
+    what = "Variance" if variance else "Entropy"
+    of = "" if variance else f", {kept} of {dim} eigenvalues"
+    title = title or f"{what} of the {run.tensor} states, {facts.type}{of}"
     axis.set_title(title, fontsize=10)
     return figure
 

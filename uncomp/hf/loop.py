@@ -122,17 +122,18 @@ def _token(name: str, value: Any) -> int:
         raise ValueError(f"uncomp.generate: {name} must be a token id; got {value!r}") from None
 
 
-def check_prompt(ids: Tensor, mask: Tensor | None, most: int) -> None:
-    """Refuses what cannot be a prompt."""
+def check_prompt(ids: Tensor, mask: Tensor | None, most: int, seen: int = 0) -> None:
+    """Refuses what cannot be a prompt behind `seen` columns of a cache."""
     if not isinstance(ids, Tensor) or not isinstance(mask, (Tensor, type(None))):
         got = f"{type(ids).__name__} and {type(mask).__name__}"
         raise ValueError(f"uncomp.generate: input_ids and attention_mask must be tensors; got {got}")
     if ids.dim() != 2 or ids.numel() == 0 or ids.dtype != torch.int64:
         got = f"{list(ids.shape)} {ids.dtype}"
         raise ValueError(f"uncomp.generate: input_ids must be [B, S] int64 with at least one token; got {got}")
-    if mask is not None and mask.shape != ids.shape:
-        wanted, got = list(ids.shape), list(mask.shape)
-        raise ValueError(f"uncomp.generate: attention_mask must be {wanted} as input_ids is; got {got}")
+    wanted = [ids.shape[0], seen + ids.shape[1]]
+    if mask is not None and list(mask.shape) != wanted:
+        behind = f"{seen} columns of the cache and those of input_ids" if seen else "as input_ids is"
+        raise ValueError(f"uncomp.generate: attention_mask must be {wanted} {behind}; got {list(mask.shape)}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise ValueError(f"uncomp.generate: max_new_tokens must be an integer of at least 1; got {most!r}")
 
@@ -158,14 +159,16 @@ class Loop:
         """See `PatchHandle.generate`.
 
         Args:
-            ids: [B, S] int64. mask: [B, S] or None. cache: an empty cache. most: new tokens, at least 1.
+            ids: [B, S] int64. mask: [B, columns of the cache + S] or None. cache: an empty one, or one of ours.
+            most: new tokens, at least 1.
         Returns:
             [B, S + n] int64, n <= most.
         """
         batch, columns = ids.shape
-        positions = torch.arange(columns, device=ids.device).expand(batch, -1)
+        seen = cache.get_seq_length()
+        positions = torch.arange(seen, seen + columns, device=ids.device).expand(batch, -1)
         if mask is not None:
-            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         out = self.model(
             input_ids=ids,
             attention_mask=mask,

@@ -140,6 +140,27 @@ def test_votes_are_the_ranks_of_every_sample(kind):
             assert [list(row) for row in profile.rank_votes[rows][layer]] == want
 
 
+@pytest.mark.parametrize("tensor", ["query", "key"])
+def test_variance_ranks_the_heads(tensor):
+    """Its mean, spread and ranks stand where those of the entropy do; curve, spectrum and whole entropy stay."""
+    model, other = tiny_model("llama"), run(tiny_model("llama"), tensor=tensor, top="all")
+    states = [states_of(model, ids, tensor) for ids in drawn()]
+    want = torch.stack([s.double().var(2, correction=0).mean(-1) for s in states])  # [samples, L, heads]
+    want = want.repeat_interleave(8 // want.shape[-1], -1)
+    profile = run(model, tensor=tensor, kind="variance")
+    torch.testing.assert_close(torch.tensor(profile.entropy), want.mean(0).float(), atol=0, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(profile.entropy_spread), want.std(0).float(), atol=1e-4, rtol=1e-3)
+    for layer in range(4):
+        by_row = want[:, layer].unflatten(-1, (4, 2)).mean(-1)
+        votes = [[0] * 4 for _ in range(4)]
+        for sample in by_row.tolist():
+            for rank, row in enumerate(sorted(range(4), key=lambda i: (sample[i], i))):
+                votes[row][rank] += 1
+        assert [list(row) for row in profile.rank_votes["kv_head"][layer]] == votes
+    assert (profile.curve, profile.spectrum, profile.erank) == (other.curve, other.spectrum, other.erank)
+    assert profile.run.kind == "variance" and profile.run.k == 64
+
+
 def test_elbow_is_that_of_the_run():
     """One pass with the elbow gives the profile of a pass with that number."""
     model = tiny_model("llama")
@@ -248,7 +269,7 @@ def test_nan_of_a_later_sample_is_named(monkeypatch):
         ({"top": "half"}, "top must be an integer from 1 to 64"),
         ({"tensor": "output"}, "tensor must be one of query, key, value, hidden; got 'output'"),
         ({"rope": "before", "tensor": "value"}, 'rope must be "after" for tensor value'),
-        ({"kind": "variance"}, "kind must be one of truncated, renormalized, renyi2; got 'variance'"),
+        ({"kind": "range"}, "kind must be one of truncated, renormalized, renyi2, variance; got 'range'"),
     ],
 )
 def test_bad_arguments(options, text):
@@ -282,42 +303,3 @@ def test_a_patched_model_is_refused():
 
 def test_long_samples_are_cut_to_what_the_model_takes():
     assert run(tiny_model("llama", max_position_embeddings=32)).run.seqlen == 32
-
-
-# ---- what it is for
-def test_a_profile_serves_its_model(tmp_path, recwarn):
-    """The order of a compressed cache is the profile's; of another config with the same sizes it warns."""
-    model, out = tiny_model("llama"), tmp_path / "p.json"
-    profile = run(model, out=out)
-    ids = drawn(1, 200)[0][None]
-    config = UncompConfig(budget=40, profile=str(out), groups=4)
-    with uncomp.patch(model, config) as handle:
-        cache = model(ids, use_cache=True).past_key_values
-        limits = [layer.ragged.limit[0].tolist() for layer in cache.uncomp.layers]
-        del handle
-    for layer, found in enumerate(limits):
-        order = [found[row] for row in sorted(range(4), key=profile.groups(layer, 4).__getitem__)]
-        assert order == sorted(found)
-    assert not [w for w in recwarn if "another config" in str(w.message)]
-    with pytest.warns(UserWarning, match="made with another config of llama"):
-        uncomp.patch(tiny_model("llama", rms_norm_eps=1e-3), config).remove()
-    with pytest.raises(ValueError, match=r"type of the model must be llama, .*config.*; got qwen2 \(qwen2, 4 layers"):
-        uncomp.patch(tiny_model("qwen2"), config)
-
-
-def test_a_profile_serves_a_model_with_sliding_layers(tmp_path):
-    """It covers all four layers; the two that are compressed take theirs."""
-    model, out = tiny_model("gemma3_text"), tmp_path / "p.json"
-    profile = run(model, out=out)
-    config = UncompConfig(budget=40, profile=str(out), groups=4, skip_sliding=True)
-    with uncomp.patch(model, config) as handle:
-        managed = handle.facts.managed
-        cache = model(drawn(1, 200)[0][None], use_cache=True).past_key_values
-        limits = [layer.ragged.limit[0].tolist() for layer in cache.uncomp.layers]
-    assert managed == [1, 3]
-    for layer, found in zip(managed, limits, strict=True):
-        order = [found[row] for row in sorted(range(4), key=profile.groups(layer, 4).__getitem__)]
-        assert order == sorted(found) and len(set(found)) == 4
-    with pytest.raises(ValueError, match="order no heads"):
-        run(model, tensor="hidden", out=out)
-        uncomp.patch(model, config)

@@ -112,13 +112,14 @@ def test_a_step_neither_waits_nor_keeps_memory(model, policy):
         assert torch.cuda.memory_allocated() == held
 
 
+@pytest.mark.parametrize("prefill", [None, {"stages": [0, 1, 2, 3], "n_min": 64}], ids=str)
 @pytest.mark.parametrize("policy", ["uncomp", "snapkv", "pyramidkv", "adakv"])
-def test_compression_of_a_prompt_does_not_wait(model, policy):
+def test_compression_of_a_prompt_does_not_wait(model, policy, prefill):
     """The second prompt of a shape: lists that were copied to the device once are remembered."""
-    config = uncomp.UncompConfig(policy=policy, budget=64)
+    config = uncomp.UncompConfig(policy=policy, budget=64, prefill=prefill)
     ids, position = prompt(2), torch.arange(300, device="cuda").unsqueeze(0)
     with uncomp.patch(model, config), torch.no_grad():
-        model(ids, position_ids=position)
+        model(ids, position_ids=position, logits_to_keep=1)
         torch.cuda.synchronize()
         mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
@@ -127,7 +128,7 @@ def test_compression_of_a_prompt_does_not_wait(model, policy):
 
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                model(ids, position_ids=position)
+                model(ids, position_ids=position, logits_to_keep=1)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     waits = [w for w in caught if "synchroniz" in str(w.message)]
@@ -149,6 +150,45 @@ def test_memory_is_what_the_plan_says(model):
         assert held <= stats["cache_bytes"] + stats["state_bytes"] + slack
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_go_on_are_those_of_the_cpu(dtype):
+    """Kernels and CPU bodies choose the same tokens, but for near ties."""
+    config = uncomp.UncompConfig(policy="full", prefill={"stages": [0, 1, 2, 3], "n_min": 48})
+    ids, mask = padded()
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    kept = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model("llama").to(device, dtype)
+        with uncomp.patch(model, config), torch.no_grad():
+            inputs = {"attention_mask": mask, "position_ids": position, "logits_to_keep": 1}
+            state = model(
+                ids.to(device), **{k: v.to(device) if k != "logits_to_keep" else v for k, v in inputs.items()}
+            )
+            held = [layer.ragged for layer in state.past_key_values.uncomp.layers]
+            kept.append([(r.row_len.tolist(), r.row_start.tolist(), r.slot_position.tolist()) for r in held])
+    for (cpu_len, start, cpu_position), (gpu_len, _, gpu_position) in zip(*kept, strict=True):
+        assert cpu_len == gpu_len
+        for begin, length in zip(start, cpu_len, strict=False):
+            ours, theirs = (set(p[begin : begin + length]) for p in (cpu_position, gpu_position))
+            assert len(ours & theirs) >= (0.95 if dtype == torch.float32 else 0.7) * length
+
+
+def test_a_pruned_prompt_needs_no_more_memory():
+    """Gathered states live beside the whole ones for one layer, whose own are smaller by more."""
+    wide = tiny_model("llama", hidden_size=512, intermediate_size=2048, max_position_embeddings=16384).cuda()
+    ids, peaks = prompt(1, 8192), []
+    for prefill in (None, {"stages": [0, 1, 2, 3], "n_min": 1536}):
+        with uncomp.patch(wide, uncomp.UncompConfig(budget=64, prefill=prefill)), torch.no_grad():
+            for _ in range(2):
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                wide(ids, logits_to_keep=1)
+                torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= peaks[0] * 1.01
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_layers_on_two_devices():
     single = tiny_model("llama").cuda()
@@ -158,7 +198,9 @@ def test_layers_on_two_devices():
     places |= {f"model.layers.{i}": i // 2 for i in range(4)}
     split = accelerate.dispatch_model(split, device_map=places)
     ids, mask = padded()
-    for options in ({"policy": "uncomp"}, {"preset": "tuned"}, {"policy": "tova"}, {"decode": "grow"}):
+    pruned = {"prefill": {"stages": [0, 1, 2, 3], "n_min": 48}}  # tokens leave before and behind the border of devices
+    several = ({"policy": "uncomp"}, {"preset": "tuned"}, {"policy": "tova"}, {"decode": "grow"})
+    for options in (*several, pruned, {"preset": "tuned", **pruned}):
         config = uncomp.UncompConfig(budget=64, **options)
         with uncomp.patch(single, config):
             want = run(single, ids, mask)

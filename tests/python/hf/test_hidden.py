@@ -195,3 +195,76 @@ def test_every_policy_stores_what_has_reached_its_layer(model, device, policy, o
         assert stats["real_tokens"] == [169, 126, 39]
         assert stats["reached_tokens"][0] == [160, 117, 30]
         assert stats["reached_tokens"][-1] == [40, 40, 30]
+
+
+OPTIONS = {
+    "share": {"policy": "uncomp", "budget": 0.25},
+    "pyramid": {"policy": "uncomp", "budget": 36, "layer_shape": "pyramid"},
+    "model": {"policy": "uncomp", "budget": 36, "group_scope": "model"},
+    "model, more than a layer has": {"policy": "uncomp", "budget": 90, "group_scope": "model", "groups": 4},
+    "tuned": {"preset": "tuned", "budget": 36},
+    "entropy": {"policy": "uncomp", "budget": 36, "shape": "entropy"},
+    "extreme": {"policy": "uncomp", "budget": 36, "extreme": 12},
+    "deleted": {"policy": "uncomp", "budget": 36, "delete_heads": 2},
+    "sinks": {"policy": "snapkv", "budget": 36, "window": 8, "sinks": 4},
+    "grows": {"policy": "uncomp", "budget": 36, "decode": "grow", "extend": "append"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_plans_hold_where_layers_differ_in_length(model, device, name):
+    """Stored tokens are the plan's, cut to what a row has; newest tokens and sinks are there; turns go on."""
+    made = UncompConfig(**OPTIONS[name], prefill=STAGES)
+    ids, mask = padded(device)
+    lengths = (160, 117, 30)
+    with uncomp.patch(model, made) as handle:
+        cache = first(model, ids, mask).past_key_values
+        plan, whole = cache.uncomp.compressor.policy, cache.uncomp.compressor.whole_model
+        limits = torch.zeros(3, dtype=torch.long)
+        totals = torch.zeros(3, dtype=torch.long)
+        for layer, reached in enumerate(cache.uncomp.reached):
+            held = cache.uncomp.layers[layer].ragged
+            deleted = made.delete_heads
+            totals += torch.tensor(plan.totals(layer, reached))
+            limits += held.limit.sum(1).cpu()
+            for sequence, n in enumerate(reached):
+                rows = [stored(cache, layer, sequence, row) for row in range(held.rows)]
+                assert [len(row) for row in rows] == [min(b, n) for b in held.limit[sequence].tolist()]
+                for row in rows:
+                    assert row == sorted(set(row))
+                    assert row[-made.window :] == list(range(lengths[sequence] - made.window, lengths[sequence]))
+                    assert row[: made.sinks] == list(range(made.sinks))
+            assert held.rows == 4 - deleted
+            if not whole:
+                assert torch.equal(held.limit.sum(1).cpu().long(), torch.tensor(plan.totals(layer, reached)))
+        assert torch.equal(limits, totals)
+        if name == "share":
+            assert cache.uncomp.layers[5].ragged.limit.sum(1).tolist() == [40, 40, 4 * 8]
+        out = run(model, ids, mask, return_dict_in_generate=True)
+        more = torch.cat([out.sequences, prompt(device, 3, 5, seed=7)], 1)
+        longer = torch.cat([mask, mask.new_ones(3, 15)], 1)
+        again = run(model, more, longer, past_key_values=out.past_key_values, max_new_tokens=4)
+        assert again.shape == (3, TOKENS + 3 + 10 + 5 + 4)
+        assert handle.stats()["real_tokens"] == [n + 18 for n in lengths]
+
+
+def test_published_stages_of_a_deep_model(device):
+    """2, 13, 11, 5 and 1 layers, and those of 40; shares stand for thousands of tokens."""
+    for layers, tokens in ((32, [160, 130, 100, 70, 40]), (40, [160, 142, 125, 108, 91, 74, 57, 40])):
+        deep = tiny_model("llama", num_hidden_layers=layers, hidden_size=32, intermediate_size=32).to(device)
+        ids = prompt(device)
+        with uncomp.patch(deep, config(prefill=PrefillPruning(stages="fixed", n_min=0.25))) as handle:
+            out = first(deep, ids)
+            reached = [n for (n,) in handle.stats()["reached_tokens"]]
+        assert list(dict.fromkeys(reached)) == tokens
+        want, survivors = slow(deep, ids, reached)
+        assert [stored(out.past_key_values, layer) for layer in range(layers)] == survivors
+        torch.testing.assert_close(out.logits[0], want, atol=1e-4, rtol=0)
+
+
+def test_embeddings_are_prompts_too(model, device):
+    ids = prompt(device)
+    with uncomp.patch(model, config(policy="uncomp", budget=36)):
+        want = run(model, ids)[:, TOKENS:]
+        embeds = model.get_input_embeddings()(ids).detach()
+        assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=10, do_sample=False), want)

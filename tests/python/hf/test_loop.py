@@ -165,6 +165,27 @@ def test_function_patches_for_one_call(model, device):
     assert model.config._attn_implementation != "uncomp"
 
 
+def test_a_prompt_behind_a_filled_cache(model, device):
+    """As stock generate goes on with it: padded sequences whose first parts differ in length."""
+    ids = prompt(device, batch=2)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    mask[1, 60:63] = 0  # padding of the second part
+    with patched(model) as handle:
+        tokens = []
+        for stock in (True, False):
+            cache = handle.new_cache()
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, :60]
+            with torch.no_grad():
+                model(ids[:, :60], attention_mask=mask[:, :60], position_ids=positions, past_key_values=cache)
+            options = {"attention_mask": mask, "max_new_tokens": 6, "past_key_values": cache}
+            if stock:
+                tokens.append(model.generate(ids, do_sample=False, **options)[:, ids.shape[1] :])
+            else:
+                tokens.append(handle.generate(ids[:, 60:], **options)[:, ids.shape[1] - 60 :])
+    assert torch.equal(*tokens)
+
+
 # ---- errors
 @pytest.mark.parametrize(
     ("options", "text"),
@@ -177,6 +198,7 @@ def test_function_patches_for_one_call(model, device):
         ({"attention_mask": [1]}, "input_ids and attention_mask must be tensors; got Tensor and list"),
         ({"top_k": -1}, "top_k must be an integer of at least 0"),
         ({"top_p": 1.5}, r"top_p must be a number in \(0, 1\]; got 1.5"),
+        ({"past_key_values": object()}, r"past_key_values must come from handle.new_cache\(\); got object"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask must be \[1, 90\] as input_ids is; got \[1, 3\]"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

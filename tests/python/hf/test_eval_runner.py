@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task from the command line to records and summaries: files, modes, resume, several processes, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import eval_support as support
+
+from uncomp import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+VOLATILE = ("seconds", "batch", "warmup")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return support.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return support.make_longbench(tmp_path_factory.mktemp("data") / "longbench", records=4)
+
+
+def arguments(model, data, out, *options, task="longbench", budget="40"):
+    base = ["eval", task, "--model", str(model), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    subset = ["--subset", "qasper,trec"] if task == "longbench" and "--subset" not in options else []
+    return [*base, "--dtype", "float32", "--budget", budget, *subset, *options]
+
+
+def call(capsys, *given, **named):
+    """(status, stdout, stderr)"""
+    try:
+        status = cli.main(arguments(*given, **named))
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, *capsys.readouterr()
+
+
+def ran(capsys, *given, **named):
+    """Summaries by folder name."""
+    status, out, err = call(capsys, *given, "--json", **named)
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+
+
+def steady(folder):
+    """Records without what differs from call to call: times, batches, bytes of layout that a batch shares."""
+    made = [{k: v for k, v in record.items() if k not in VOLATILE} for record in records(folder)]
+    return [{**record, "bytes": {**record["bytes"], "votes": 0}} for record in made]
+
+
+@pytest.fixture(scope="module")
+def finished(model, data, tmp_path_factory):
+    """Undisturbed runs of three policies in both modes, one prompt a batch."""
+    out = tmp_path_factory.mktemp("finished")
+    policies = ["--policy", "uncomp", "--policy", "full", "--policy", "snapkv"]
+    assert cli.main(arguments(model, data, out, *policies, "--question", "aware", "--question", "agnostic")) == 0
+    return out / "longbench"
+
+
+# ---- what is written
+def test_folders(finished):
+    modes = ("aware", "agnostic")
+    names = [f"{policy}-{mode}" for policy in ("full-full", "snapkv-40", "uncomp-40") for mode in modes]
+    assert sorted(path.name for path in finished.iterdir()) == sorted(names)
+    for path in finished.iterdir():
+        assert sorted(file.name for file in path.iterdir()) == [
+            "examples.jsonl", "part-0.jsonl", "run.json", "summary.json",
+        ]  # fmt: skip
+
+
+def test_records(finished):
+    found = records(finished / "uncomp-40-aware")
+    assert [(r["subset"], r["id"], r["index"]) for r in found] == [
+        *(("qasper", f"qasper{i}", i) for i in range(4)), *(("trec", f"trec{i}", 4 + i) for i in range(4)),
+    ]  # fmt: skip
+    for record in found:
+        assert 1 <= record["new_tokens"] == len(record["tokens"]) <= (6 if record["subset"] == "qasper" else 4)
+        assert record["stored"]["mean"] == record["stored"]["end"] == 40
+        assert record["bytes"]["kv"] == record["bytes"]["allocated"] == 40 * 2 * 4 * 2 * 16 * 4
+        assert record["bytes"]["full"] == (record["prompt_tokens"] + record["new_tokens"] - 1) * 2 * 4 * 2 * 16 * 4
+        assert record["cut_tokens"] == 0 and not record["uncompressed"]
+        assert set(record["agreement"]) == {"exact", "prefix", "f1"}
+        assert 0 <= record["head_consensus"] <= 1
+        assert (record["evicted_answer"] is None) == (record["subset"] == "trec")
+        assert all(0 <= value <= 1 for value in record["score"].values())
+    assert sum(record["warmup"] for record in found) == 1
+    about = json.loads((finished / "uncomp-40-aware/run.json").read_text())
+    assert {r["config"] for r in found} == {about["hash"]}
+    assert len(about["files"]) == 4 and all(len(digest) == 64 for digest in about["files"].values())
+
+
+def test_full_stores_everything(finished):
+    for record in records(finished / "full-full-aware"):
+        assert record["stored"]["mean"] == record["prompt_tokens"]
+        assert record["stored"]["end"] == record["prompt_tokens"] + record["new_tokens"] - 1
+        assert record["bytes"]["kv"] == record["bytes"]["full"]
+        assert "agreement" not in record and "head_consensus" not in record
+
+
+def test_question_agnostic_keeps_the_whole_question(finished):
+    """The context is brought to its budget before the question; all of the question stays."""
+    for aware, record in zip(
+        records(finished / "uncomp-40-aware"), records(finished / "uncomp-40-agnostic"), strict=True
+    ):
+        behind = len("\nQuestion: Which word 0?\nAnswer:" if record["subset"] == "qasper" else "\nWhich word 0?")
+        assert record["stored"]["context"] == 40
+        assert record["stored"]["mean"] == record["stored"]["end"] == 40 + behind
+        assert record["prompt_tokens"] == aware["prompt_tokens"]
+
+
+def test_the_full_cache_gives_the_same_in_both_modes(finished):
+    aware, agnostic = (records(finished / f"full-full-{mode}") for mode in ("aware", "agnostic"))
+    assert [r["tokens"] for r in aware] == [r["tokens"] for r in agnostic]
+
+
+def test_the_full_cache_is_stock_generate(finished, model):
+    import torch
+
+    from uncomp.hf.load import load_model
+
+    stock, tokenizer = load_model(model, dtype="float32")
+    for record in records(finished / "full-full-aware")[::3]:
+        template = "Read this.\n{context}\nQuestion: {input}\nAnswer:"
+        text = support.words(40 + 9 * record["index"], seed=record["index"])
+        if record["subset"] != "qasper":
+            continue
+        prompt = template.format(context=text, input=f"Which word {record['index']}?")
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        out = stock.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert out[0, ids.shape[1] :].tolist() == record["tokens"]
+
+
+def test_summary(finished):
+    summary = json.loads((finished / "snapkv-40-aware/summary.json").read_text())
+    assert (summary["policy"], summary["budget"], summary["mode"], summary["task"]) == (
+        "snapkv",
+        40,
+        "aware",
+        "longbench",
+    )
+    assert list(summary["subsets"]) == ["qasper", "trec"]
+    found = records(finished / "snapkv-40-aware")
+    for name, values in summary["subsets"].items():
+        scores = [next(iter(r["score"].values())) for r in found if r["subset"] == name]
+        assert values["n"] == 4 and values["score"] == pytest.approx(25 * sum(scores), abs=0.006)
+        assert values["stored"]["end"] == 40
+        assert values["buckets"]["0-4k"]["n"] == 4
+        assert values["buckets"]["8k+"] == {"n": 0, "score": None}
+    assert summary["score"] == pytest.approx(sum(v["score"] for v in summary["subsets"].values()) / 2, abs=0.006)
+    assert summary["total"]["stored"]["share"] == pytest.approx(
+        sum(r["stored"]["end"] for r in found) / sum(r["prompt_tokens"] + r["new_tokens"] - 1 for r in found), abs=1e-5
+    )
+
+
+def test_stored_tokens_do_not_depend_on_the_batch(finished, model, data, tmp_path, capsys):
+    """Nor, in float32 here, does any token."""
+    modes = ["--question", "aware", "--question", "agnostic"]
+    ran(capsys, model, data, tmp_path, "--policy", "uncomp", "--policy", "full", *modes, "--batch-size", "3")
+    for name in ("uncomp-40-aware", "uncomp-40-agnostic", "full-full-agnostic"):
+        together, alone = records(tmp_path / "longbench" / name), records(finished / name)
+        assert {r["batch"]["size"] for r in together} == {3, 1}
+        for key in ("stored", "tokens", "prompt_tokens", "evicted_answer"):
+            assert [r.get(key) for r in together] == [r.get(key) for r in alone], key
+
+
+def test_limit_and_json(model, data, tmp_path, capsys):
+    (summary,) = ran(capsys, model, data, tmp_path, "--limit", "1", "--max-new-tokens", "2", "--per-row")
+    assert summary["total"]["n"] == 2
+    assert summary == json.loads((tmp_path / "longbench/uncomp-40-aware/summary.json").read_text())
+    for record in records(tmp_path / "longbench/uncomp-40-aware"):
+        rows = record["stored"]["per_row"]
+        assert [len(layer) for layer in rows] == [4, 4] and sum(map(sum, rows)) == 8 * 40
+
+
+# ---- going on
+def test_resume_after_a_kill(finished, model, data, tmp_path, capsys):
+    """SIGKILL while it runs: the rest is run, with another batch size, and nothing is lost, doubled or changed."""
+    options = arguments(model, data, tmp_path, "--policy", "uncomp", "--question", "aware")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, "-m", "uncomp", *options], env=env, cwd=tmp_path)
+    part = tmp_path / "longbench/uncomp-40-aware/part-0.jsonl"
+    limit = time.monotonic() + 120
+    while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = part.read_bytes()
+    with open(part, "ab") as file:
+        file.write(b'{"subset": "trec", "id": "tre')  # what a kill in the middle of a write would leave
+    again = ["--policy", "uncomp", "--resume", "--batch-size", "2"]
+    ran(capsys, model, data, tmp_path, *again)
+    assert part.read_bytes().startswith(before)
+    folder = tmp_path / "longbench/uncomp-40-aware"
+    assert [{**r, "agreement": 0} for r in steady(folder)] == [
+        {**r, "agreement": 0} for r in steady(finished / "uncomp-40-aware")
+    ]
+    assert len(part.read_text().splitlines()) == 8
+    ran(capsys, model, data, tmp_path, *again)  # nothing is left to do
+    assert len(part.read_text().splitlines()) == 8
+
+
+def test_resume_goes_on_with_more_records(model, data, tmp_path, capsys):
+    ran(capsys, model, data, tmp_path, "--limit", "1")
+    (summary,) = ran(capsys, model, data, tmp_path, "--resume", "--limit", "2")
+    assert summary["total"]["n"] == 4
+    assert len(records(tmp_path / "longbench/uncomp-40-aware")) == 4
+
+
+def test_what_resume_refuses(model, data, tmp_path, capsys):
+    ran(capsys, model, data, tmp_path, "--limit", "1")
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1")
+    assert status == 2 and "holds results already; use --resume" in err
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1", "--resume", "--max-new-tokens", "3")
+    assert status == 2 and "another max_new_tokens" in err and "None there, 3 here" in err
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1", "--resume", "--window", "4")
+    assert status == 2 and "another cache" in err and "window 8 there, 4 here" in err
+    part = tmp_path / "longbench/uncomp-40-aware/part-0.jsonl"
+    first, second = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(first + b"rubbish\n" + second)
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1", "--resume")
+    assert status == 2 and "part-0.jsonl:2 is no record" in err
+    part.write_bytes(first + first + second)
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1", "--resume")
+    assert status == 2 and "part-0.jsonl:2 repeats the record trec/trec0" in err
+    part.write_bytes(first + b"rubbish\n")  # the last line may be what a kill left
+    ran(capsys, model, data, tmp_path, "--limit", "1", "--resume")
+    assert part.read_bytes().startswith(first) and len(records(part.parent)) == 2
+
+
+# ---- several processes
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(finished, model, data, tmp_path):
+    """Started as torchrun and `accelerate launch` start them: by environment variables, over gloo."""
+    options = arguments(model, data, tmp_path, "--policy", "full", "--policy", "uncomp", "--json")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "uncomp", *options],
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    out = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(out[0].splitlines()) == 2 and out[1] == ""
+    for name in ("full-full-aware", "uncomp-40-aware"):
+        folder = tmp_path / "longbench" / name
+        assert steady(folder) == steady(finished / name)
+        assert [len((folder / f"part-{rank}.jsonl").read_text().splitlines()) for rank in range(2)] == [4, 4]
+
+
+# ---- bad input
+BAD = [
+    (["--policy", "best"], "uncomp.UncompConfig: policy must be one of"),
+    (["--policy", "uncomp:colour=3"], "unknown field colour"),
+    (["--policy", "uncomp:groups"], "--policy must be NAME:field=value"),
+    (["--policy", "snapkv", "--policy", "snapkv"], "give the run snapkv-40-aware twice"),
+    (["--subset", "qasper,musique"], "dataset2prompt.json has no entry for musique"),
+    (["--subset", "poems"], "--subset of longbench must be one of"),
+    (["--subset", "qasper,qasper"], "--subset names one twice"),
+    (["--max-prompt", "20"], "qasper qasper0: --max-prompt must leave room"),
+    (["--max-new-tokens", "1024"], "must leave room for a prompt in the model's 1024 positions"),
+    (["--budget", "0"], "uncomp.UncompConfig: budget must be"),
+    (["--compare", "/none"], "examples.jsonl is missing"),
+    (["--chat", "on"], "--chat on needs a tokenizer with a chat template"),
+    (["--e"], "e/qasper_e.jsonl is missing"),
+    (["--limit", "0"], "must be a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), BAD, ids=[" ".join(options) for options, _ in BAD])
+def test_bad_input(model, data, tmp_path, capsys, options, text):
+    status, out, err = call(capsys, model, data, tmp_path, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("uncomp") and text in err
+
+
+def test_a_bad_line_is_told_before_the_model_is_loaded(data, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "longbench"
+    shutil.copytree(data, copy)
+    with open(copy / "base/qasper.jsonl", "a") as file:
+        file.write('{"context": "a", "input": "b", "answers": null, "length": 1}\n')
+    status, _, err = call(capsys, "/no/model", copy, tmp_path / "out")
+    assert status == 2
+    assert f"{copy}/base/qasper.jsonl:5: field 'answers' must be a non-empty list of strings; got null" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "longbench"
+    shutil.copytree(data, copy)
+    lines = (copy / "base/trec.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:30]
+    (copy / "base/trec.jsonl").write_text("\n".join(lines) + "\n")
+    status, out, err = call(
+        capsys, model, copy, tmp_path / "out", "--skip-bad", "--json", "--subset", "trec", "--max-prompt", "330"
+    )
+    assert status == 0 and "base/trec.jsonl:2: no JSON" in err
+    assert json.loads(out)["total"]["n"] == 3
+
+
+def test_a_full_disk(model, data, tmp_path, capsys, monkeypatch):
+    """Status 1, one line, and what was written before is whole."""
+    from uncomp.eval import folder as folders
+
+    before, calls = folders.RunFolder.append, []
+
+    def full(self, rank, made):
+        calls.append(rank)
+        if len(calls) == 3:
+            path = self.path / f"part-{rank}.jsonl"
+            raise folders.RunFailure(f"uncomp eval: {path} cannot be written (No space left on device)")
+        before(self, rank, made)
+
+    monkeypatch.setattr(folders.RunFolder, "append", full)
+    status, _, err = call(capsys, model, data, tmp_path)
+    assert status == 1 and err.count("\n") == 1 and "No space left on device" in err
+    monkeypatch.setattr(folders.RunFolder, "append", before)
+    ran(capsys, model, data, tmp_path, "--resume")
+    assert len(records(tmp_path / "longbench/uncomp-40-aware")) == 8

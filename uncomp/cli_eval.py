@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`uncomp eval TASK`: quality of policies and budgets on a benchmark's own files (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uncomp
+from uncomp.config import known_policies
+
+DATA = {
+    "longbench": "TASK.jsonl or base/TASK.jsonl, e/TASK_e.jsonl, and config/dataset2prompt.json, dataset2maxlen.json",
+    "needle": "PaulGrahamEssays/*.txt and needles.json",
+    "ruler": "PaulGrahamEssays/*.txt, or files of prompts",
+    "gsm8k": "test*.jsonl, and train*.jsonl for --shots",
+    "infinitebench": "passkey.jsonl, ... and templates.json",
+    "perplexity": "one UTF-8 text file",
+}
+
+
+def add(commands: Any) -> None:
+    """Adds the command to what argparse's add_subparsers returned."""
+    text = "Scores policies and budgets on a benchmark."
+    evaluate = commands.add_parser("eval", help=text.lower().rstrip("."), description=text)
+    tasks = evaluate.add_subparsers(metavar="TASK", required=True)
+    for name, files in DATA.items():
+        parser = tasks.add_parser(name, help=f"data: {files}", description=f"{text} Data: {files}.")
+        parser.set_defaults(command=_perplexity if name == "perplexity" else _generating, task=name)
+        _common(parser)
+        if name == "perplexity":
+            parser.add_argument("--prefix", type=_count, default=4096, metavar="A", help="tokens; default %(default)s")
+            parser.add_argument("--continuation", type=_count, default=512, metavar="C", help="default %(default)s")
+            parser.add_argument("--mode", choices=("stepwise", "chunk"), default="stepwise", help="how C is fed")
+            continue
+        _prompts(parser)
+        if name == "longbench":
+            parser.add_argument("--e", action="store_true", help="LongBench-E")
+        if name == "gsm8k":
+            parser.add_argument("--shots", type=int, default=0, metavar="K", help="worked examples; default 0")
+        if name in ("needle", "ruler"):
+            parser.add_argument("--length", type=_count, action="append", metavar="N", help="prompt tokens; repeatable")
+        if name == "needle":
+            parser.add_argument("--depths", type=_numbers, metavar="D,D,...", help="per cent; default 0,11,...,100")
+        if name == "ruler":
+            parser.add_argument("--samples", type=_count, default=20, metavar="K", help="of a subset and length")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME[:FIELD=VALUE,...]",
+        help=f"repeatable; {', '.join(known_policies())}; default uncomp",
+    )
+    parser.add_argument("--budget", action="append", type=_budget, metavar="N|SHARE", help="repeatable; default 384")
+    parser.add_argument("--data", required=True, metavar="PATH", help="the benchmark's own files")
+    parser.add_argument("--out", required=True, metavar="DIR", help="every run goes to DIR/TASK/POLICY-BUDGET-MODE")
+    parser.add_argument("--limit", type=_count, metavar="N", help="the first N records of each subset")
+    parser.add_argument("--resume", action="store_true", help="go on with runs that are there")
+    parser.add_argument("--window", type=_count, metavar="W", help="one observation window for all policies")
+    parser.add_argument("--pool-width", type=_count, metavar="P", help="one pooling width for all policies")
+    parser.add_argument("--profile", help="a calibrated profile for policies that order heads")
+    parser.add_argument("--decode", choices=("evict", "grow"), default="evict", help="default %(default)s")
+    parser.add_argument("--skip-sliding", action="store_true", help="accept sliding-window layers, uncompressed")
+    parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    parser.add_argument("--json", action="store_true", help="summaries on stdout, one JSON object a line")
+    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+
+
+def _prompts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subset", type=_names, metavar="A,B", help="files or settings of the task by name")
+    parser.add_argument("--batch-size", type=_count, default=1, metavar="B", help="default %(default)s")
+    parser.add_argument(
+        "--question",
+        action="append",
+        choices=("aware", "agnostic"),
+        help="compress with the question in sight (default) or before it comes; repeatable",
+    )
+    parser.add_argument("--max-prompt", type=_count, metavar="M", help="longer prompts are cut in the middle")
+    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="instead of the benchmark's own")
+    parser.add_argument("--chat", choices=("auto", "on", "off"), default="auto", help="default %(default)s")
+    parser.add_argument("--compare", metavar="DIR", help="a finished run of full to tell the agreement with")
+    parser.add_argument("--per-row", action="store_true", help="records tell the stored tokens of every row")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be used, and say so")
+
+
+# ---- values
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be whole numbers like 0,50,100; got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _budget(text: str) -> int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise argparse.ArgumentTypeError(f"must be whole tokens or a share like 0.0938; got {text!r}")
+
+
+# ---- what both kinds of tasks need
+def _runs(args: argparse.Namespace, modes: list[str]) -> list[Any]:
+    from uncomp.eval import runs
+
+    shared = {"decode": args.decode, "window": args.window, "pool_width": args.pool_width, "profile": args.profile}
+    return runs.plan(
+        args.policy or ["uncomp"],
+        args.budget or [384],
+        modes,
+        seed=args.seed,
+        skip_sliding=args.skip_sliding,
+        shared={name: value for name, value in shared.items() if value is not None},
+    )
+
+
+def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and what of them a run's record says."""
+    import torch
+
+    from uncomp.calibration.fingerprint import model_hash
+    from uncomp.hf.environment import best_device, best_dtype, environment, quiet
+    from uncomp.hf.load import load_model
+
+    device = best_device(args.device)
+    if device == "cuda" and processes.count > 1:
+        device = f"cuda:{processes.local % torch.cuda.device_count()}"
+    quiet(silent=not progress.shown)
+    progress("loading")
+    model, tokenizer = load_model(args.model, dtype=best_dtype(args.dtype, device), device=device)
+    text = model.config.get_text_config(decoder=True)
+    about = {
+        "model": str(args.model),
+        "model_type": text.model_type,
+        "versions": {
+            "uncomp": uncomp.__version__,
+            "torch": torch.__version__,
+            "transformers": environment()["transformers"],
+        },
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    decides = {"model": model_hash(text), "dtype": str(model.dtype).removeprefix("torch.")}
+    return model, tokenizer, {"about": about, "decides": decides, "positions": text.max_position_embeddings}
+
+
+def _finish(args: argparse.Namespace, processes: Any, summaries: list[dict[str, Any]]) -> int:
+    if processes.first:
+        for values in summaries:
+            print(json.dumps(values) if args.json else _line(values))
+    return 0
+
+
+def _line(values: dict[str, Any]) -> str:
+    total = values["total"]
+    budget = "" if values["budget"] is None else f" {values['budget']}"
+    score = "-" if values["score"] is None else f"{values['score']:.2f}"
+    return (
+        f"{values['policy']}{budget} {values['mode']}: score {score}, {total['n']} records, stored "
+        f"{total['stored']['end']:.1f} tokens a row ({100 * total['stored']['share']:.2f} %)"
+    )
+
+
+def _guarded(command: Any) -> Any:
+    """A run that failed for no fault of its arguments ends with status 1 and one line."""
+
+    def run(args: argparse.Namespace, progress: Any) -> int:
+        from uncomp.eval.folder import RunFailure
+        from uncomp.eval.processes import Processes
+
+        processes = Processes()
+        try:
+            return command(args, progress, processes)
+        except RunFailure as error:
+            progress.clear()
+            print(" ".join(str(error).split()), file=sys.stderr)
+            return 1
+        finally:
+            processes.leave()
+
+    return run
+
+
+# ---- commands
+@_guarded
+def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
+    from uncomp.eval import runner
+    from uncomp.eval.reading import Reader
+    from uncomp.eval.tasks import TASKS, Options
+
+    def say(text: str) -> None:
+        if processes.first:
+            progress.clear()
+            print(text, file=sys.stderr)
+
+    runs = _runs(args, args.question or ["aware"])  # bad arguments and bad data are told before the model is loaded
+    reader = Reader(skip_bad=args.skip_bad, on_skip=say)
+    options = Options(
+        data=Path(args.data),
+        subsets=args.subset,
+        limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
+        e=getattr(args, "e", False),
+        shots=getattr(args, "shots", 0),
+        lengths=getattr(args, "length", None),
+        depths=getattr(args, "depths", None),
+        samples=getattr(args, "samples", 20),
+        seed=args.seed,
+    )
+    source = TASKS[args.task](options, reader)
+    model, tokenizer, facts = _load(args, processes, progress)
+    examples = source.examples(tokenizer, facts["positions"])
+    settings = runner.Settings(
+        out=Path(args.out) / args.task,
+        batch_size=args.batch_size,
+        chat=args.chat,
+        max_prompt=args.max_prompt,
+        resume=args.resume,
+        compare=Path(args.compare) if args.compare else None,
+        per_row=args.per_row,
+        skip_bad=args.skip_bad,
+        common={
+            "task": args.task,
+            **facts["decides"],
+            "settings": source.settings,
+            "data": {Path(path).name: digest for path, digest in reader.sha256.items()},
+            "chat": args.chat,
+            "max_prompt": args.max_prompt,
+            "max_new_tokens": args.max_new_tokens,
+        },
+        about={**facts["about"], "options": _options(args), "files": reader.sha256, "bad_lines": len(reader.skipped)},
+    )
+    task = runner.Task(tokenizer, examples, settings, facts["positions"])
+    summaries = runner.run_all(model, task, runs, processes, progress, say)
+    progress.clear()
+    return _finish(args, processes, summaries)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if name != "command"}
+
+
+@_guarded
+def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
+    from uncomp.eval import continuations
+    from uncomp.eval.reading import Reader
+
+    runs = _runs(args, ["agnostic"])
+    reader, path = Reader(), Path(args.data)
+    text = reader.text(path)
+    model, tokenizer, facts = _load(args, processes, progress)
+    if args.prefix + args.continuation >= facts["positions"]:
+        raise ValueError(
+            f"uncomp eval: --prefix and --continuation must stay below the model's {facts['positions']} positions; "
+            f"got {args.prefix} and {args.continuation}"
+        )
+    sizes = {"prefix": args.prefix, "continuation": args.continuation, "count": args.limit or 16, "mode": args.mode}
+    pieces = continuations.cut(tokenizer, path, text, **sizes)
+    common = {
+        "task": args.task,
+        **facts["decides"],
+        "settings": sizes,
+        "data": {Path(name).name: digest for name, digest in reader.sha256.items()},
+    }
+    summaries = continuations.run_all(
+        model,
+        pieces,
+        runs,
+        [run.folder(Path(args.out) / args.task, common) for run in runs],
+        {**facts["about"], "options": _options(args), "files": reader.sha256},
+        resume=args.resume,
+        processes=processes,
+        progress=progress,
+    )
+    progress.clear()
+    return _finish(args, processes, summaries)

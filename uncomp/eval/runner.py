@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a generating task: several policies and budgets over the same prompts, one model, records as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uncomp.eval import batch as batches
+from uncomp.eval import summary
+from uncomp.eval.agreement import agreement
+from uncomp.eval.folder import SUMMARY, RunFolder, read_records, write_json
+from uncomp.eval.metrics import Case
+from uncomp.eval.metrics_infinitebench import named_choice
+from uncomp.eval.processes import Processes
+from uncomp.eval.prompts import Example, Prompt, adds_bos, build
+from uncomp.eval.runs import Run, with_room
+from uncomp.eval.scores import score
+from uncomp.patching import patch
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a task is run, beside its data and its policies.
+
+    Fields:
+        out: folder of the task's runs.
+        batch_size: prompts a batch.
+        chat: one of `prompts.CHAT`.
+        max_prompt: the most tokens of a prompt; None: what the model takes beside the new ones.
+        resume: go on with runs that are there.
+        compare: folder of a finished run of the full cache; None: the one under `out`, where it is there.
+        per_row: records tell the stored tokens of every row.
+        skip_bad: leave out examples that make no prompt.
+        common: further values that decide a record's result, by name.
+        about: further values of run.json, by name.
+    """
+
+    out: Path
+    batch_size: int
+    chat: str
+    max_prompt: int | None
+    resume: bool
+    compare: Path | None
+    per_row: bool
+    skip_bad: bool
+    common: dict[str, Any]
+    about: dict[str, Any]
+
+
+class Task:
+    """The examples of one call and their prompts, which are tokenised once for all runs."""
+
+    def __init__(self, tokenizer: Any, examples: Sequence[Example], settings: Settings, positions: int) -> None:
+        self.tokenizer, self.examples, self.settings, self.positions = tokenizer, examples, settings, positions
+        self.keys = [f"{example.subset}/{example.id}" for example in examples]
+        self._bos = adds_bos(tokenizer)
+        self._prompts: dict[int, Prompt] = {}
+
+    def prompt(self, index: int) -> Prompt:
+        """Of an example.
+
+        Raises:
+            ValueError: names the example.
+        """
+        if index not in self._prompts:
+            example, settings = self.examples[index], self.settings
+            most = self.positions - example.max_new_tokens
+            most = most if settings.max_prompt is None else min(most, settings.max_prompt)
+            if most < 1:
+                raise ValueError(
+                    f"uncomp eval: {example.subset}: {example.max_new_tokens} new tokens must leave room for a prompt "
+                    f"in the model's {self.positions} positions"
+                )
+            self._prompts[index] = build(self.tokenizer, example, chat=settings.chat, max_prompt=most, bos=self._bos)
+        return self._prompts[index]
+
+
+def end_tokens(model: torch.nn.Module) -> tuple[int, ...]:
+    """Ids that end a text, as the model says."""
+    eos = model.generation_config.eos_token_id
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def run_all(
+    model: torch.nn.Module,
+    task: Task,
+    runs: Sequence[Run],
+    processes: Processes,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Every run of a call, one behind the other.
+
+    Args:
+        model: not patched; it is not patched afterwards either.
+        task: examples and settings.
+        runs: what `runs.plan` gave.
+        progress: shows one line. say: prints a line that stays, about a record left out.
+    Returns:
+        the summaries, in the order of the runs; the same in every process.
+    Raises:
+        ValueError: a folder that holds other results, an example that makes no prompt.
+        RunFailure: a disk that is full, a process that failed.
+    """
+    folders = [run.folder(task.settings.out, task.settings.common) for run in runs]
+    done = [
+        processes.from_first(lambda f=f, r=r: f.open(_about(task, r, processes), resume=task.settings.resume))
+        for f, r in zip(folders, runs, strict=True)
+    ]
+    skipped = _leave_out(task, runs, processes, say)
+    wanted = [i for i in range(len(task.examples)) if i not in skipped]
+    made = []
+    for run, folder, finished in zip(runs, folders, done, strict=True):
+        progress.label = run.name
+        started, failure = time.perf_counter(), None
+        mine = [i for i in wanted if task.keys[i] not in finished][processes.rank :: processes.count]
+        compared = processes.from_first(lambda run=run: _full(task, run))
+        peak = 0
+        try:
+            peak = _run(model, task, run, folder, mine, compared, processes.rank, progress)
+        except Exception as error:
+            if processes.count == 1:
+                raise
+            failure = f"{type(error).__name__}: {error}"
+        processes.settle(failure)
+        peaks = processes.gather(peak)
+        wall = time.perf_counter() - started
+
+        def close(run=run, folder=folder, wall=wall, peaks=peaks) -> dict[str, Any]:
+            records = folder.merge([task.keys[i] for i in wanted])
+            values = summary.of_run(run, records, skipped=len(skipped), wall=wall, peak=max(peaks) or None)
+            write_json(folder.path / SUMMARY, values)
+            return values
+
+        made.append(processes.from_first(close))
+    return made
+
+
+def _about(task: Task, run: Run, processes: Processes) -> dict[str, Any]:
+    return {
+        **task.settings.about,
+        "policy": run.policy,
+        "budget": run.budget,
+        "batch_size": task.settings.batch_size,
+        "processes": processes.count,
+        "records": len(task.examples),
+    }
+
+
+def _leave_out(task: Task, runs: Sequence[Run], processes: Processes, say: Callable[[str], None]) -> set[int]:
+    """Indices of examples that make no prompt; each process looks at its own."""
+    bad: dict[int, str] = {}
+    agnostic = any(run.mode == "agnostic" for run in runs)
+    for index in range(processes.rank, len(task.examples), processes.count):
+        try:
+            prompt = task.prompt(index)
+            if agnostic and not 0 < prompt.boundary < len(prompt.ids):
+                raise ValueError(
+                    f"uncomp eval: {task.keys[index]}: --question agnostic needs a context and a question behind it"
+                )
+        except ValueError as error:
+            bad[index] = str(error)
+            if not task.settings.skip_bad:
+                break
+    found = {index: text for part in processes.gather(bad) for index, text in part.items()}
+    if found and not task.settings.skip_bad:
+        raise ValueError(found[min(found)])
+    for index in sorted(found) if processes.first else ():
+        say(found[index])
+    return set(found)
+
+
+def _full(task: Task, run: Run) -> dict[str, dict[str, Any]] | None:
+    """Records of the full cache to compare with, by key: new ids and text."""
+    if run.config.policy == "full":
+        return None
+    folder = task.settings.compare or task.settings.out / f"full-full-{run.mode}"
+    if task.settings.compare is None and not (folder / SUMMARY).is_file():
+        return None
+    return {
+        f"{r['subset']}/{r['id']}": {"tokens": r["tokens"], "prediction": r["prediction"]} for r in read_records(folder)
+    }
+
+
+def in_batches(task: Task, indices: Collection[int], size: int) -> Iterator[list[int]]:
+    """Batches of prompts of like length that generate as many tokens, the longest first: memory runs out early."""
+    order = sorted(indices, key=lambda i: (task.examples[i].max_new_tokens, -len(task.prompt(i).ids), i))
+    start = 0
+    while start < len(order):
+        most = task.examples[order[start]].max_new_tokens
+        group = [i for i in order[start : start + size] if task.examples[i].max_new_tokens == most]
+        start += len(group)
+        yield group
+
+
+def _run(
+    model: torch.nn.Module,
+    task: Task,
+    run: Run,
+    folder: RunFolder,
+    indices: Sequence[int],
+    compared: dict[str, dict[str, Any]] | None,
+    rank: int,
+    progress: Progress,
+) -> int:
+    """This process's share of one run; returns the most bytes in use on a GPU, 0 elsewhere."""
+    if not indices:
+        return 0
+    eos = end_tokens(model)
+    pad = task.tokenizer.pad_token_id
+    pad = pad if pad is not None else eos[0] if eos else 0
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    started, finished = time.perf_counter(), 0
+    config = with_room(run.config, max(task.examples[i].max_new_tokens for i in indices))
+    with patch(model, config) as handle:
+        for number, group in enumerate(in_batches(task, indices, task.settings.batch_size)):
+            _show(progress, finished, len(indices), started)
+            outcomes = batches.run(
+                model,
+                handle,
+                [task.prompt(i) for i in group],
+                max_new_tokens=task.examples[group[0]].max_new_tokens,
+                agnostic=run.mode == "agnostic",
+                pad=pad,
+                eos=eos,
+            )
+            place = {"batch": {"number": number, "size": len(group)}, "warmup": number == 0}
+            folder.append(
+                rank,
+                [
+                    {**_record(task, run, i, outcome, compared), "config": folder.hash, **place}
+                    for i, outcome in zip(group, outcomes, strict=True)
+                ],
+            )
+            finished += len(group)
+    return torch.cuda.max_memory_allocated(model.device) if on_gpu else 0
+
+
+def _show(progress: Progress, finished: int, total: int, started: float) -> None:
+    passed = time.perf_counter() - started
+    text = f"{finished}/{total} records"
+    if finished:
+        left = int(passed / finished * (total - finished))
+        text += f", {finished / passed:.2f} records/s, {left // 60}:{left % 60:02d} left"
+    progress(text)
+
+
+def _record(
+    task: Task, run: Run, index: int, outcome: batches.Outcome, compared: dict[str, dict[str, Any]] | None
+) -> dict[str, Any]:
+    example, prompt = task.examples[index], task.prompt(index)
+    text = task.tokenizer.decode(outcome.tokens, skip_special_tokens=True)
+    details = example.details
+    case = Case(
+        answers=example.answers,
+        classes=example.classes,
+        stem=details.get("stem", ""),
+        needle=details.get("needle", ""),
+        seed=f"{run.config.seed}:{example.id}",
+        options=example.options,
+    )
+    flat = [n for layer in outcome.per_row for n in layer]
+    stored: dict[str, Any] = {
+        "mean": sum(flat) / len(flat),
+        "min": min(flat),
+        "max": max(flat),
+        "end": outcome.end,
+        "per_layer": [round(sum(layer) / len(layer), 2) for layer in outcome.per_row],
+    }
+    if outcome.context is not None:
+        stored["context"] = outcome.context
+    if task.settings.per_row:
+        stored["per_row"] = outcome.per_row
+    record = {
+        "task": example.task,
+        "subset": example.subset,
+        "id": example.id,
+        "index": index,
+        "prompt_tokens": len(prompt.ids),
+        "cut_tokens": prompt.cut,
+        "new_tokens": len(outcome.tokens),
+        "prediction": text,
+        "tokens": outcome.tokens,
+        "answers": list(example.answers),
+        "score": {name: score(name, text, case, one_line=example.one_line) for name in example.metrics},
+        "stored": stored,
+        "bytes": outcome.bytes,
+        "seconds": {"prefill": outcome.prefill_seconds, "decode": outcome.decode_seconds},
+        "uncompressed": isinstance(run.budget, int) and len(prompt.ids) <= run.budget,
+        "details": dict(details),
+    }
+    if "choice" in example.metrics:
+        record["guessed"] = named_choice(text, case) is None
+    if outcome.kept is not None:
+        record["evicted_answer"] = outcome.kept.evicted
+        record["head_consensus"] = outcome.kept.consensus
+    full = compared and compared.get(task.keys[index])
+    if full:
+        record["agreement"] = agreement(outcome.tokens, text, full["tokens"], full["prediction"])
+    return record

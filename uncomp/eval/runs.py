@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of `uncomp eval` runs: policies times budgets times question modes, each with a folder of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from uncomp.config import UncompConfig
+from uncomp.eval.folder import RunFolder, run_name
+
+MODES = ("aware", "agnostic")
+_HOW = ("graph", "compile", "max_new_tokens")  # fields of a config that change no result
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy at one budget in one question mode.
+
+    Fields:
+        policy: as the user wrote it.
+        budget: tokens or a share; None where everything is stored.
+        mode: one of `MODES`.
+        config: how to compress.
+    """
+
+    policy: str
+    budget: int | float | None
+    mode: str
+    config: UncompConfig
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return run_name(self.policy, self.budget, self.mode)
+
+    def folder(self, out: Path, common: dict[str, Any]) -> RunFolder:
+        """Its folder under OUT/TASK; `common`: what else decides a record's result."""
+        config = {name: value for name, value in self.config.to_dict().items() if name not in _HOW}
+        return RunFolder(out / self.name, {**common, "mode": self.mode, "cache": config})
+
+
+def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
+    """A policy's name and the fields behind it: "uncomp:groups=8,order=random".
+
+    Values of a list are joined by "+": shape=512+256. Values of a policy's own are named options.NAME.
+
+    Raises:
+        ValueError: a field that UncompConfig does not have, or a value that it cannot have.
+    """
+    name, _, rest = text.partition(":")
+    kinds = typing.get_type_hints(UncompConfig)
+    fields: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"uncomp eval: --policy must be NAME:field=value,...; got {text}")
+        if key.startswith("options."):
+            fields.setdefault("policy_options", {})[key.removeprefix("options.")] = _plain(value)
+            continue
+        if key not in kinds or key in ("policy", "budget", "compression_ratio", "policy_options"):
+            known = ", ".join(k for k in kinds if k not in ("policy", "budget", "compression_ratio", "policy_options"))
+            raise ValueError(f"uncomp eval: --policy {text}: unknown field {key}; known: {known}")
+        fields[key] = _typed(key, kinds[key], value)
+    return name, fields
+
+
+def _typed(key: str, kind: Any, text: str) -> Any:
+    if key == "shape":
+        parts = text.split("+")
+        return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else text
+    kinds = typing.get_args(kind) or (kind,)
+    if kind is bool or bool in kinds:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"uncomp eval: --policy field {key} must be true or false; got {text}")
+        return text.lower() == "true"
+    return _plain(text) if {int, float} & set(kinds) else text
+
+
+def _plain(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def plan(
+    policies: Sequence[str],
+    budgets: Sequence[int | float],
+    modes: Sequence[str],
+    *,
+    seed: int,
+    skip_sliding: bool = False,
+    shared: dict[str, Any] | None = None,
+) -> list[Run]:
+    """Every run of a call; `full` once, and first, because the others are compared with it.
+
+    Args:
+        policies: as `parse_policy` takes them. budgets: for each of them.
+        seed: for policies that draw, where the policy names none.
+        skip_sliding: leave sliding-window layers alone, for all.
+        shared: fields for all policies but `full`, over what they name themselves.
+    Raises:
+        ValueError: a bad policy, field or budget, or the same run twice.
+    """
+    runs: list[Run] = []
+    for text in policies:
+        name, fields = parse_policy(text)
+        fields = {"seed": seed, "skip_sliding": skip_sliding, **fields} | ({} if name == "full" else dict(shared or {}))
+        for budget in [None] if name == "full" else budgets:
+            given = {"budget": 1.0 if budget is None else budget, **fields}
+            config = UncompConfig(policy=name, **given)
+            for mode in modes:
+                agnostic = replace(config, extend="append") if mode == "agnostic" else config
+                runs.append(Run(text, budget, mode, agnostic))
+    names = [run.name for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"uncomp eval: policies and budgets give the run {twice} twice")
+    return sorted(runs, key=lambda run: run.config.policy != "full")
+
+
+def with_room(config: UncompConfig, tokens: int) -> UncompConfig:
+    """The config with free slots for as many new tokens where rows grow."""
+    return dataclasses.replace(config, max_new_tokens=max(1, tokens))
