@@ -266,6 +266,7 @@ MAY_IMPORT = {
         "hf.environment",
         "hf.load",
     },
+    "cli_votes": {"calibration.files", "calibration.profile", "calibration.votes"},
     "cli_study": {
         "cli_orders",
         "calibration",
@@ -285,6 +286,7 @@ MAY_IMPORT = {
         "cli_prefill",
         "cli_show",
         "cli_study",
+        "cli_votes",
         "config",
         "figures",
         "generation",

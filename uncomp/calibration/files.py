@@ -154,6 +154,15 @@ def read(cls: type, path: Path, records: dict[str, type]) -> Any:
         raise ValueError(f"{error} (in {path})") from error
 
 
+def is_profile(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is meant to be a profile: JSON with a format. A folder or a broken file is none."""
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and "format" in data
+
+
 def _read_tables(path: Path, arrays: Any) -> dict[str, Any]:
     if not isinstance(arrays, dict) or set(arrays) != {"file", "sha256"} or Path(arrays["file"]).name != arrays["file"]:
         raise refuse(f"{path} must name the file and sha256 of its arrays; got {arrays!r}")

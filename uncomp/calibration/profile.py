@@ -229,6 +229,18 @@ class HeadProfile:
             raise refuse(f"layer must lie in [0, {self.model.L}); got {layer}")
         return grouping.group_ids(grouping.groups_from_votes(self.rank_votes[rows][layer], num_groups))
 
+    def votes(self, num_groups: int, rows: str = "query_head") -> list[list[list[int]]]:
+        """In how many samples every row fell into every group, [L][H][G]: what votes.Votes writes as tables.
+
+        Args:
+            num_groups: G, 1 to the rows of a layer. rows: "kv_head" or "query_head".
+        Raises:
+            ValueError: G or rows outside these; a profile of hidden states.
+        Source: docs/method.md "Calibration and profiles".
+        """
+        self._rows(rows)
+        return [grouping.label_votes(layer, num_groups) for layer in self.rank_votes[rows]]
+
     def model_groups(self, num_groups: int, rows: str = "kv_head") -> list[list[int]]:
         """Group id of every row of every layer, when the rows of the whole model are cut into G groups at once.
 

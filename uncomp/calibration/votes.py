@@ -3,7 +3,7 @@
 
 A table belongs to one layer: a CSV file without a header, one row a sample, one column a head, each entry the group
 (label) that the head fell into in that sample; 0 = lowest entropy. A folder holds one table a layer. Sums over the
-samples, votes[layer][head][label], fit in one JSON file. No HeadProfile is needed: both say which head fell where.
+samples, votes[layer][head][label], fit in one JSON file. A profile gives its own for any G by `HeadProfile.votes`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,21 @@ def _refuse(text: str) -> ValueError:
 
 
 def _write(texts: dict[Path, str]) -> None:
-    """Writes all files beside their places, then renames them."""
+    """Writes all files beside their places, then renames them.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; begins with "uncomp.calibration". Nothing is left.
+    """
     beside = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in texts}
     try:
         for path, text in texts.items():
             beside[path].write_text(text, encoding="utf-8", newline="")
         for path in texts:
             os.replace(beside[path], path)
+    except OSError as error:
+        first = next(iter(texts))
+        where = first if len(texts) == 1 else first.parent
+        raise type(error)(f'uncomp.calibration: "{where}" cannot be written ({error.strerror or error})') from error
     finally:
         for part in beside.values():
             part.unlink(missing_ok=True)
@@ -277,5 +285,8 @@ class Votes:
         texts = {
             folder / TABLE.format(layer): _table_text(table_from_votes(rows)) for layer, rows in enumerate(self.votes)
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f'uncomp.calibration: "{folder}" cannot be made ({error.strerror or error})') from error
         _write(texts)
