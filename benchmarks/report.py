@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of run.py as Markdown tables; operators with targets: python benchmarks/report.py results/h200-operators.json."""
+"""Rows of run.py as Markdown tables, operators with targets: python benchmarks/report.py results/h200-model.json."""
 
 from __future__ import annotations
 
