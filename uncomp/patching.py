@@ -22,7 +22,6 @@ from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
 from uncomp.hf.cache import UncompCache, new_layers
 from uncomp.hf.chunks import ChunkedMlps
-from uncomp.hf.clock import Clock
 from uncomp.hf.hidden import HiddenPruning, asked_model
 from uncomp.hf.loop import Loop, check_prompt, choice_for
 from uncomp.hf.shared import SharedState
@@ -292,11 +291,7 @@ class PatchHandle:
         if shared.clock.chunk.lengths is not None:
             shared.checked = shared.verdict = None
         if self._hidden is not None:
-            try:
-                self._hidden.begin(shared, given, states)
-            except BaseException:
-                shared.clock = Clock()  # nothing ran: the cache is as empty as it was
-                raise
+            self._hidden.begin(shared, given, states)
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 

@@ -147,7 +147,7 @@ MAY_IMPORT = {
     "hf.clock": {"hf.compat", "types"},
     "graph": {"_extension", "cache"},
     "hf.shared": {"compressor", "config", "graph", "hf.cache", "hf.clock", "policies", "pruning", "types"},
-    "hf.hidden": {"hf.shared", "pruning"},
+    "hf.hidden": {"hf.clock", "hf.shared", "pruning"},
     "hf.attention": {"hf.cache", "hf.shared"},
     "hf.cache": {
         "attention",
@@ -172,7 +172,6 @@ MAY_IMPORT = {
         "hf.attention",
         "hf.cache",
         "hf.chunks",
-        "hf.clock",
         "hf.hidden",
         "hf.loop",
         "hf.shared",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uncomp.hf.clock import Clock
 from uncomp.hf.shared import SharedState
 from uncomp.pruning import PrunedPrompt
 
@@ -67,7 +68,7 @@ class HiddenPruning:
         Args:
             given: arguments of the stack's forward. states: its ids or embeddings.
         Raises:
-            NotImplementedError, ValueError: the caller wants more than the last tokens' logits.
+            NotImplementedError: the caller wants more than the last tokens' logits.
         """
         chunk = shared.clock.chunk
         if shared.schedule is None or shared.clock.seen is not None or chunk.lengths is None:
@@ -76,7 +77,11 @@ class HiddenPruning:
         if pruned.first is None:
             shared.reached = None
             return
-        self._check(given, pruned)
+        try:
+            self._check(given, pruned)
+        except NotImplementedError:
+            shared.clock = Clock()  # nothing ran: the cache is as empty as it was
+            raise
         shared.pruned = self._local.pruned = pruned
         self._local.rest = {}
 
