@@ -6,6 +6,7 @@
 
 from uncomp.figures.base import check, formats, save
 from uncomp.figures.compare import bars, correlation, lines
+from uncomp.figures.evaluation import grouped_bars, needle_map
 from uncomp.figures.profile import entropy_map, group_map, layer_curve, spectrum_decay
 from uncomp.figures.run import draw
 
@@ -17,8 +18,10 @@ __all__ = [
     "entropy_map",
     "formats",
     "group_map",
+    "grouped_bars",
     "layer_curve",
     "lines",
+    "needle_map",
     "save",
     "spectrum_decay",
 ]

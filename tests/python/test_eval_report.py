@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables compare only what may be compared, with stored tokens beside scores and intervals at differences."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+
+import pytest
+
+from uncomp import cli
+from uncomp.eval.bootstrap import interval
+
+
+# ---- intervals
+def test_interval_of_values_that_are_all_equal():
+    assert interval([[2.0, 2.0], [4.0]], seed=0) == (3.0, 3.0)
+
+
+def test_interval_is_that_of_a_mean():
+    """About 1.96 standard errors on both sides; subsets weigh the same whatever their size."""
+    draw = random.Random(0)
+    values = [draw.gauss(5, 2) for _ in range(400)]
+    low, high = interval([values], seed=1)
+    mean = sum(values) / 400
+    error = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / 400) / 20
+    assert low == pytest.approx(mean - error, abs=0.03) and high == pytest.approx(mean + error, abs=0.03)
+    pair = interval([values, [7.0]], seed=1)
+    assert pair == pytest.approx(((low + 7) / 2, (high + 7) / 2), abs=0.02)
+    assert interval([values], seed=1) == (low, high) != interval([values], seed=2)
+
+
+def test_interval_refuses_nothing_to_draw_from():
+    for bad in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match=r"^uncomp.eval: interval needs subsets"):
+            interval(bad, seed=0)
+
+
+# ---- made-up runs
+def write(folder, policy, budget, hits, *, stored=40.0, task="needle", mode="aware", seed=42, **config):
+    """A finished run: hits are the scores of its records, in two subsets."""
+    path = folder / f"{policy}-{budget}-{mode}".replace(":", "_").replace("=", "_").replace(",", "_")
+    path.mkdir(parents=True)
+    shared = {"task": task, "model": "m", "dtype": "float32", "mode": mode, **config}
+    about = {"config": {**shared, "cache": {"decode": "evict", "seed": seed}}, "model": "tiny", "device": "cpu"}
+    (path / "run.json").write_text(json.dumps(about))
+    summary = {"task": task, "policy": policy, "budget": budget, "mode": mode, "window": 8, "pool": "max 7"}
+    share = 1.0 if budget is None else stored / 400
+    summary |= {"total": {"stored": {"share": share}}}
+    (path / "summary.json").write_text(json.dumps(summary))
+    lines = []
+    for i, value in enumerate(hits):
+        lines.append({
+            "subset": "ab"[i % 2], "id": str(i), "index": i, "score": {"hit": value}, "new_tokens": 3,
+            "stored": {"mean": stored, "end": stored}, "bytes": {"kv": 2**20, "allocated": 2**21, "full": 2**23},
+            "seconds": {"prefill": 0.5, "decode": 0.25}, "warmup": i == 0, "uncompressed": False,
+            "details": {"length": 500 + 100 * (i % 3), "depth": 50 * (i // 3)},
+            "evicted_answer": 0.25, "head_consensus": 0.5,
+        })  # fmt: skip
+    (path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def report(folder, capsys, *options):
+    """(tables, Markdown, CSV rows, stderr)"""
+    out = folder / "out"
+    assert cli.main(["report", str(folder / "runs"), "--out", str(out), *options, "--json"]) == 0
+    printed, err = capsys.readouterr()
+    tables = json.loads(printed)
+    assert tables == json.loads((out / "report.json").read_text())
+    return (
+        tables,
+        (out / "report.md").read_text(),
+        list(csv.DictReader(io.StringIO((out / "report.csv").read_text()))),
+        err,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    write(folder, "full", None, [1.0] * 6, stored=400.0)
+    write(folder, "uncomp", 40, [1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    write(folder, "snapkv", 40, [1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    write(folder, "adakv", 40, [1.0] * 6, stored=41.0)
+    for seed, last in ((1, 0.0), (2, 1.0)):
+        write(folder, f"uncomp:order=random,seed={seed}", 40, [0.0, 0.0, 0.0, 0.0, 0.0, last], seed=seed)
+    return tmp_path
+
+
+def rows(table):
+    return {row["policy"]: row for row in table["rows"]}
+
+
+def test_scores_and_differences(runs, capsys):
+    ((table,), text, lines, _) = report(runs, capsys)
+    found = rows(table)
+    assert list(found) == ["full", "snapkv", "adakv", "uncomp", "uncomp:order=random"]
+    assert (table["records"], table["records_not_in_all"]) == (6, 0)
+    assert found["uncomp"]["score"] == pytest.approx(500 / 6)
+    assert found["uncomp"]["subsets"] == {"a": 100.0, "b": pytest.approx(200 / 3)}
+    assert found["snapkv"]["to_uncomp"][0] == pytest.approx(found["snapkv"]["score"] - found["uncomp"]["score"])
+    assert found["uncomp"]["to_full"][0] == pytest.approx(-100 / 6) and found["full"]["to_full"] is None
+    assert found["uncomp"]["to_uncomp"] is None
+    assert found["uncomp"]["share"] == 0.1 and found["uncomp"]["tokens_per_second"] == pytest.approx(8.0)
+    cells = {(line["policy"], line["subset"]): line for line in lines}
+    assert float(cells["uncomp", "all"]["score"]) == pytest.approx(500 / 6)
+    assert float(cells["uncomp", "b"]["score"]) == pytest.approx(200 / 3)
+    assert "| uncomp | 40 |" in text and "| \u2013 |" in text
+
+
+def test_seeds_are_one_row_with_their_spread(runs, capsys):
+    ((table,), text, _, _) = report(runs, capsys)
+    row = rows(table)["uncomp:order=random"]
+    assert row["runs"] == 2 and row["score"] == pytest.approx(100 / 12)
+    assert row["score_spread"] == pytest.approx(math.sqrt(2) * 100 / 12)
+    assert f"{100 / 12:.2f} ± {math.sqrt(2) * 100 / 12:.2f}" in text
+    assert "random groups are as good" not in text
+
+
+def test_no_winner_where_stored_tokens_differ(runs, capsys):
+    """adakv stores 2.5 % more than uncomp: it is marked, and its better score is not the best."""
+    ((table,), text, _, _) = report(runs, capsys)
+    found = rows(table)
+    assert not found["adakv"]["equal_stored"] and found["snapkv"]["equal_stored"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| adakv"))
+    assert "41.0 ≠" in line and "**" not in line
+    (line,) = (line for line in text.splitlines() if line.startswith("| uncomp | 40"))
+    assert "**83.33**" in line
+    assert "no winner is named there" in text
+
+
+def test_what_was_not_run_is_missing(runs, capsys):
+    ((table,), text, _, _) = report(runs, capsys)
+    assert table["missing"] == [{"policy": "streaming_llm", "budget": 40}, {"policy": "pyramidkv", "budget": 40}]
+    assert "| streaming_llm | 40 | missing |" in text
+
+
+def test_a_difference_that_is_none_is_called_so(tmp_path, capsys):
+    write(tmp_path / "runs", "uncomp", 40, [1.0, 0.0, 1.0, 0.0])
+    write(tmp_path / "runs", "uncomp:order=random", 40, [0.0, 1.0, 1.0, 0.0])
+    ((table,), text, _, _) = report(tmp_path, capsys)
+    assert rows(table)["uncomp:order=random"]["no_difference_to_uncomp"]
+    assert "no difference shown (" in text
+    assert "Budget 40: random groups are as good as groups by entropy." in text
+    assert "| full | | missing |" in text
+
+
+def test_what_differs_is_another_table(runs, capsys):
+    write(runs / "runs", "uncomp", 40, [1.0] * 6, mode="agnostic")
+    write(runs / "runs/other", "uncomp", 40, [1.0] * 6, max_prompt=100)
+    tables, text, _, _ = report(runs, capsys)
+    found = sorted((table["mode"], len(table["rows"])) for table in tables)
+    assert found == [("agnostic", 1), ("aware", 1), ("aware", 5)]
+    assert text.count("\n## needle") == 3
+
+
+def test_rows_of_a_table_have_the_same_records(runs, capsys):
+    write(runs / "runs", "tova", 40, [1.0] * 4)
+    ((table,), text, _, _) = report(runs, capsys)
+    assert (table["records"], table["records_not_in_all"]) == (4, 2)
+    assert rows(table)["uncomp"]["score"] == 100.0
+    assert "2 records are not in all rows and are left out." in text
+
+
+def test_perplexity_is_better_where_it_is_lower(tmp_path, capsys):
+    folder = tmp_path / "runs"
+    for policy, budget, loss in (("full", None, 2.0), ("uncomp", 40, 2.1), ("snapkv", 40, 2.3)):
+        path = write(folder, policy, budget, [loss, loss], task="perplexity", mode="agnostic")
+        lines = [json.loads(line) for line in (path / "examples.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["subset"], line["score"] = "text", {"loss": loss, "kl": loss - 2, "equal_argmax": 0.5}
+            del line["new_tokens"]
+            line["seconds"] = 1.0
+        (path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((table,), text, _, _) = report(tmp_path, capsys)
+    found = rows(table)
+    assert found["uncomp"]["score"] == pytest.approx(math.exp(2.1))
+    assert found["snapkv"]["to_full"] == pytest.approx([math.exp(0.3)] * 3)
+    assert found["uncomp"]["kl"] == pytest.approx(0.1)
+    assert f"**{math.exp(2.1):.2f}**" in text and f"**{math.exp(2.3):.2f}**" not in text
+
+
+# ---- files
+def test_figures(runs, capsys):
+    pytest.importorskip("matplotlib")
+    report(runs, capsys)
+    drawn = sorted(path.name for path in (runs / "out").glob("*.png"))
+    assert drawn == ["needle-aware-0-map.png", "needle-aware-0-stored.png", "needle-aware-0-tasks-40.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (runs / "out").glob("*.png"))
+
+
+def test_without_matplotlib(runs, capsys, monkeypatch):
+    from uncomp import figures
+
+    def missing():
+        raise ImportError("uncomp.figures: a figure needs matplotlib")
+
+    monkeypatch.setattr(figures, "formats", missing)
+    *_, err = report(runs, capsys)
+    assert err.count("\n") == 1 and err.startswith("uncomp report: no figures were drawn: ")
+    assert sorted(path.name for path in (runs / "out").iterdir()) == ["report.csv", "report.json", "report.md"]
+
+
+def refused(capsys, *options):
+    status = cli.main(["report", *map(str, options)])
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+def test_bad_input(runs, tmp_path, capsys):
+    (tmp_path / "nothing").mkdir()
+    assert "no finished run under" in refused(capsys, tmp_path / "nothing")
+    assert "is no folder" in refused(capsys, tmp_path / "none")
+    (runs / "runs/uncomp-40-aware/examples.jsonl").write_text("")
+    assert "holds no record" in refused(capsys, runs / "runs")
+    (runs / "runs/uncomp-40-aware/examples.jsonl").write_text("{\n")
+    assert "examples.jsonl:1: no JSON" in refused(capsys, runs / "runs")
+    (runs / "runs/uncomp-40-aware/summary.json").unlink()
+    ((_,), text, _, _) = report(runs, capsys)
+    assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text

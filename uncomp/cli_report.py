@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`uncomp report DIR...`: one table of finished runs, with stored tokens beside every score, and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Adds the command to what argparse's add_subparsers returned."""
+    text = "Compares finished runs of uncomp eval: tables and figures."
+    parser = commands.add_parser("report", help=text.lower().rstrip("."), description=text)
+    parser.set_defaults(command=_report)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="runs, or folders that hold some at any depth")
+    parser.add_argument("--out", metavar="DIR", help="where report.md, .csv, .json and figures go; default: the first")
+    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="the tables as one JSON value on stdout")
+
+
+def _report(args: argparse.Namespace, progress: Any) -> int:
+    from uncomp.eval import report, tables
+    from uncomp.eval.folder import RunFailure, write_json
+
+    runs, unfinished = tables.collect([Path(folder) for folder in args.folders])
+    made = tables.make(runs, seed=args.seed)
+    out = Path(args.out or args.folders[0])
+    text = report.to_markdown(made, unfinished)
+    values = report.to_json(made)
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f'uncomp report: --out "{out}" cannot be made ({error.strerror})') from error
+        write_json(out / "report.md", text)
+        write_json(out / "report.csv", report.to_csv(made))
+        write_json(out / "report.json", values)
+    except RunFailure as error:
+        print(error, file=sys.stderr)
+        return 1
+    _draw(made, out)
+    print(json.dumps(values) if args.json else text, end="\n" if args.json else "")
+    return 0
+
+
+def _draw(made: list[Any], out: Path) -> None:
+    from uncomp import figures
+
+    try:
+        figures.formats()
+    except ImportError as error:
+        print(f"uncomp report: no figures were drawn: {error}", file=sys.stderr)
+        return
+    for index, table in enumerate(made):
+        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.task}-{table.mode}-{index}")
+        title = f"{table.task}, question-{table.mode}"
+        full = table.row("full", None)
+        lines: dict[str, dict[float, float]] = {}
+        for row in table.rows:
+            if row.budget is not None:
+                lines.setdefault(row.label, {})[row.figures["stored"]] = row.score
+        if lines:
+            ylabel = "perplexity" if table.lower_is_better else "score"
+            drawn = figures.lines(
+                lines, "stored tokens a row", ylabel, baseline=full.score if full else None, title=title
+            )
+            figures.save(drawn, out / f"{name}-stored.png")
+        if len(table.rows[0].subsets) > 1:
+            for budget in table.budgets():
+                rows = [*([full] if full else []), *table.at(budget)]
+                bars = figures.grouped_bars(
+                    {row.label: row.subsets for row in rows}, "score", title=f"{title}, budget {budget}"
+                )
+                figures.save(bars, out / f"{name}-tasks-{budget}.png")
+        if table.task == "needle":
+            maps = {f"{row.label} {row.budget or ''}".strip(): _needles(row) for row in table.rows}
+            figures.save(figures.needle_map(maps, title=title), out / f"{name}-map.png")
+
+
+def _needles(row: Any) -> dict[tuple[int, int], float]:
+    """Mean hit by length and depth, over needles and seeds."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for run in row.runs:
+        for record in run.records.values():
+            where = (record["details"]["length"], record["details"]["depth"])
+            found.setdefault(where, []).append(next(iter(record["score"].values())))
+    return {where: sum(values) / len(values) for where, values in found.items()}

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished runs as rows that may be compared: same prompts, same records, stored tokens beside every score.
+
+Source: docs/evaluation.md "Tables".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from uncomp.eval.bootstrap import interval
+from uncomp.eval.folder import RUN, SUMMARY, read_records
+from uncomp.eval.runs import parse_policy
+
+EQUAL = 0.01  # stored tokens may differ by this share
+ALWAYS = ("full", "streaming_llm", "snapkv", "pyramidkv", "adakv", "uncomp", "uncomp:order=random")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run that is done: run.json, summary.json and its records by "subset/id"."""
+
+    path: Path
+    about: dict[str, Any]
+    summary: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+
+    @property
+    def table(self) -> str:
+        """What rows of one table share: model, dtype, data, prompts, question mode, decode rule."""
+        config = self.about["config"]
+        shared = {name: value for name, value in config.items() if name != "cache"}
+        return json.dumps({**shared, "decode": config["cache"]["decode"]}, sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """The policy as written, without a seed: runs that differ in it are one row."""
+        name, fields = parse_policy(self.summary["policy"])
+        kept = [p for p in self.summary["policy"].partition(":")[2].split(",") if p and not p.startswith("seed=")]
+        return ":".join([name, ",".join(kept)]) if kept and fields else name
+
+
+@dataclass
+class Row:
+    """A policy at a budget, over one run or several that differ in their seed."""
+
+    label: str
+    budget: int | float | None
+    runs: list[Finished]
+    score: float = 0.0
+    spread: float | None = None  # standard deviation over seeds
+    bounds: tuple[float, float] = (0.0, 0.0)
+    to_full: tuple[float, float, float] | None = None  # difference, low, high
+    to_uncomp: tuple[float, float, float] | None = None
+    subsets: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float | None] = field(default_factory=dict)
+    equal: bool = True  # stores what the row it is compared with stores, within 1 %
+
+
+@dataclass
+class Table:
+    """Rows of one task, question mode and way of building prompts."""
+
+    task: str
+    mode: str
+    config: dict[str, Any]
+    rows: list[Row]
+    count: int  # records that all rows have
+    left: int  # records that some rows have and others not
+    missing: list[tuple[str, Any]]  # policy, budget
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Perplexity; scores otherwise."""
+        return self.task == "perplexity"
+
+    def budgets(self) -> list[Any]:
+        """Of the rows but full, tokens before shares, the largest first."""
+        found = {row.budget for row in self.rows if row.budget is not None}
+        return sorted(found, key=lambda b: (isinstance(b, float), -b))
+
+    def at(self, budget: Any) -> list[Row]:
+        """Rows of a budget."""
+        return [row for row in self.rows if row.budget == budget]
+
+    def row(self, label: str, budget: Any) -> Row | None:
+        """One row."""
+        return next((row for row in self.at(budget) if row.label == label), None)
+
+
+def collect(folders: Sequence[Path]) -> tuple[list[Finished], list[Path]]:
+    """The finished runs under some folders, and folders of runs that are not finished.
+
+    Raises:
+        ValueError: a folder that is none, no run at all, or a file that cannot be read.
+    """
+    done: dict[Path, Finished] = {}
+    open_runs: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f'uncomp report: "{folder}" is no folder')
+        for file in sorted(folder.rglob(RUN)):
+            path = file.parent.resolve()
+            if path in done or path in open_runs:
+                continue
+            if not (path / SUMMARY).is_file():
+                open_runs.append(path)
+                continue
+            records = {f"{r['subset']}/{r['id']}": r for r in read_records(path)}
+            done[path] = Finished(path, _json(path / RUN), _json(path / SUMMARY), records)
+    if not done:
+        named = ", ".join(map(str, folders))
+        raise ValueError(f"uncomp report: no finished run under {named} (folders with {SUMMARY})")
+    return list(done.values()), open_runs
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"uncomp report: {path} cannot be read ({error})") from error
+
+
+def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
+    """Tables of comparable runs, by task and mode.
+
+    Args:
+        seed: of the bootstrap.
+    """
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        groups.setdefault(run.table, []).append(run)
+    tables = [_table(group, seed) for group in groups.values()]
+    return sorted(tables, key=lambda t: (t.task, t.mode, json.dumps(t.config, sort_keys=True)))
+
+
+def _table(runs: list[Finished], seed: int) -> Table:
+    by_row: dict[tuple[str, Any], list[Finished]] = {}
+    for run in runs:
+        by_row.setdefault((run.label, run.summary["budget"]), []).append(run)
+    every = [set(run.records) for run in runs]
+    common = set.intersection(*every)
+    if not common:
+        raise ValueError(f"uncomp report: {runs[0].path} and the runs beside it have no record in common")
+    keys = [key for key in runs[0].records if key in common]
+    task = runs[0].summary["task"]
+    rows = [_row(label, budget, some, keys, task, seed) for (label, budget), some in by_row.items()]
+    rows.sort(key=lambda row: (row.label != "full", _order(row.label), row.label))
+    config = {name: value for name, value in runs[0].about["config"].items() if name != "cache"}
+    table = Table(task, runs[0].summary["mode"], config, rows, len(keys), len(set.union(*every)) - len(keys), [])
+    _compare(table, keys, seed)
+    for budget in table.budgets():
+        table.missing += [(name, budget) for name in ALWAYS if name != "full" and table.row(name, budget) is None]
+    if table.row("full", None) is None:
+        table.missing.insert(0, ("full", None))
+    return table
+
+
+def _order(label: str) -> int:
+    return ALWAYS.index(label) if label in ALWAYS else len(ALWAYS)
+
+
+def value_of(record: dict[str, Any], task: str) -> float:
+    """What is averaged: 100 times the first score, or the loss of a continuation."""
+    first = next(iter(record["score"].values()))
+    return first if task == "perplexity" else 100 * first
+
+
+def _by_subset(row: Row, keys: Sequence[str], task: str) -> dict[str, list[float]]:
+    """Values of the records of each subset, the mean over the seeds."""
+    found: dict[str, list[float]] = {}
+    for key in keys:
+        values = [value_of(run.records[key], task) for run in row.runs]
+        found.setdefault(row.runs[0].records[key]["subset"], []).append(fmean(values))
+    return found
+
+
+def _shown(value: float, task: str) -> float:
+    return math.exp(value) if task == "perplexity" else value
+
+
+def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: str, seed: int) -> Row:
+    row = Row(label, budget, runs)
+    subsets = _by_subset(row, keys, task)
+    row.score = _shown(fmean(map(fmean, subsets.values())), task)
+    if len(runs) > 1:
+        single = [_by_subset(Row(label, budget, [run]), keys, task) for run in runs]
+        row.spread = stdev(_shown(fmean(map(fmean, values.values())), task) for values in single)
+    low, high = interval(list(subsets.values()), seed=seed)
+    row.bounds = (_shown(low, task), _shown(high, task))
+    row.subsets = {name: _shown(fmean(values), task) for name, values in subsets.items()}
+    records = [run.records[key] for run in runs for key in keys]
+
+    def mean(*path: str) -> float | None:
+        found = []
+        for record in records:
+            value: Any = record
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            found += [] if value is None else [value]
+        return fmean(found) if found else None
+
+    stored = mean("stored", "end")
+    steady = [r for r in records if not r.get("warmup")] or records
+    row.figures = {
+        "stored_prefill": mean("stored", "mean"),
+        "stored": mean("stored", "mean") if stored is None else stored,
+        "share": fmean(run.summary["total"]["stored"]["share"] for run in runs),
+        "kv_bytes": mean("bytes", "kv"),
+        "allocated_bytes": mean("bytes", "allocated"),
+        "prefill_seconds": mean("seconds", "prefill"),
+        "tokens_per_second": _rate(steady) if "new_tokens" in records[0] else None,
+        "agreement": mean("agreement", "prefix"),
+        "evicted_answer": mean("evicted_answer"),
+        "head_consensus": mean("head_consensus"),
+        "kl": mean("score", "kl"),
+        "equal_argmax": mean("score", "equal_argmax"),
+        "uncompressed": float(sum(bool(r.get("uncompressed")) for r in records)),
+    }
+    return row
+
+
+def _rate(records: list[dict[str, Any]]) -> float | None:
+    seconds = sum(r["seconds"]["decode"] for r in records)
+    tokens = sum(r["new_tokens"] - 1 for r in records)
+    return tokens / seconds if seconds > 0 and tokens > 0 else None
+
+
+def _compare(table: Table, keys: list[str], seed: int) -> None:
+    full = table.row("full", None)
+    for row in table.rows:
+        if row.budget is None:
+            continue
+        base = table.row("uncomp", row.budget) or table.at(row.budget)[0]
+        stored, wanted = row.figures["stored"], base.figures["stored"]
+        row.equal = abs(stored - wanted) <= EQUAL * wanted
+        if full is not None:
+            row.to_full = _difference(row, full, keys, table.task, seed)
+        if row is not base and base.label == "uncomp":
+            row.to_uncomp = _difference(row, base, keys, table.task, seed)
+
+
+def _difference(row: Row, base: Row, keys: list[str], task: str, seed: int) -> tuple[float, float, float]:
+    """Difference of the scores with its paired bounds; for losses the ratio of perplexities."""
+    mine, theirs = _by_subset(row, keys, task), _by_subset(base, keys, task)
+    apart = [[a - b for a, b in zip(mine[name], theirs[name], strict=True)] for name in mine]
+    low, high = interval(apart, seed=seed)
+    return tuple(_shown(value, task) for value in (fmean(map(fmean, apart)), low, high))
