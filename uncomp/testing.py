@@ -98,6 +98,19 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
+def tiny_folder(folder):
+    """A tiny Llama of random weights and its tokenizer, saved as an ordinary model folder; needs transformers.
+
+    Args:
+        folder: where; made if missing.
+    Returns:
+        the folder.
+    """
+    tiny_model("llama", vocab_size=260, num_hidden_layers=2, head_dim=16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def example_model():
     """The model that notebooks run on: SmolLM2-135M where it is installed, else a tiny one of random weights.
 
@@ -111,6 +124,17 @@ def example_model():
     except (FileNotFoundError, ImportError):
         model = tiny_model("llama", vocab_size=260, num_hidden_layers=6)
         return model, tiny_tokenizer(), "a tiny model of random weights"
+
+
+def example_folder(folder):
+    """What `--model` takes in examples: smollm2-135m where it is installed, else a tiny model saved under `folder`."""
+    from uncomp.hf.load import load_model
+
+    try:
+        load_model("smollm2-135m")
+    except (FileNotFoundError, ImportError, ValueError):
+        return tiny_folder(folder)
+    return "smollm2-135m"
 
 
 def example_text() -> str:

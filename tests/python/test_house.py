@@ -198,6 +198,7 @@ MAY_IMPORT = {
     "eval.batch": {"eval.kept", "eval.prompts", "hf.cache", "patching", "report"},
     "eval.summary": {"eval.runs"},
     "eval.bootstrap": set(),
+    "eval.sample": {"testing"},
     "eval.tables": {"eval.bootstrap", "eval.folder", "eval.runs"},
     "eval.report": {"eval.tables"},
     "eval.runner": {

@@ -33,7 +33,7 @@ def cells(path):
 
 def test_all_are_there():
     numbers = [path.name[:3] for path in NOTEBOOKS]
-    assert numbers == ["110", "120", "130", "140"]
+    assert numbers == ["110", "120", "130", "140", "150"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -141,7 +141,8 @@ def _best(table: Table, rows: list[Row], shown: list[str]) -> dict[str, list[Row
     found = {}
     for name in [*shown, ""]:
         value = choose(row.subsets[name] if name else row.score for row in fair)
-        found[name] = [row for row in fair if (row.subsets[name] if name else row.score) == value]
+        best = [row for row in fair if (row.subsets[name] if name else row.score) == value]
+        found[name] = best if len(best) < len(fair) else []  # where all are alike, none is the best
     return found
 
 
