@@ -52,6 +52,19 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, batch_size, stop, top):
     assert not (tmp_path / "p.json.state").exists()
 
 
+@pytest.mark.parametrize(("samples", "seconds"), [(1, 10.0), (3, 10.0), (8, 0.0)])
+def test_when_samples_are_counted_does_not_show(monkeypatch, samples, seconds):
+    """Counting them one by one, by threes or by the clock gives the profile that counting by eights gives."""
+    model = tiny_model("llama")
+    wanted = run(model, samples=10, top="elbow")
+    monkeypatch.setattr(collect, "SETTLE_SAMPLES", samples)
+    monkeypatch.setattr(collect, "SETTLE_SECONDS", seconds)
+    settle, calls = collect.Sums.settle, []
+    monkeypatch.setattr(collect.Sums, "settle", lambda self: calls.append(1) or settle(self))
+    assert run(model, samples=10, top="elbow") == wanted
+    assert len(calls) == (4 if samples == 3 else 10)
+
+
 def test_a_state_of_another_run_is_refused(tmp_path, monkeypatch):
     model, out = tiny_model("llama"), tmp_path / "p.json"
     monkeypatch.setattr(collect, "SETTLE_SAMPLES", 1)
