@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
         _prompts(parser)
         if name == "longbench":
             parser.add_argument("--e", action="store_true", help="LongBench-E")
+            parser.add_argument("--hub", metavar="REPO", help="records through the datasets package")
         if name == "gsm8k":
             parser.add_argument("--shots", type=int, default=0, metavar="K", help="worked examples; default 0")
         if name in ("needle", "ruler"):
@@ -220,6 +221,7 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
         e=getattr(args, "e", False),
+        hub=getattr(args, "hub", None),
         shots=getattr(args, "shots", 0),
         lengths=getattr(args, "length", None),
         depths=getattr(args, "depths", None),

@@ -199,6 +199,7 @@ MAY_IMPORT = {
     "eval.summary": {"eval.runs"},
     "eval.bootstrap": set(),
     "eval.sample": {"testing"},
+    "eval.hub": set(),
     "eval.tables": {"eval.bootstrap", "eval.folder", "eval.runs"},
     "eval.report": {"eval.tables"},
     "eval.runner": {
@@ -227,7 +228,7 @@ MAY_IMPORT = {
     "eval.tasks.gsm8k": {"eval.metrics", "eval.prompts", "eval.reading", "eval.tasks.base"},
     "eval.tasks.hay": {"eval.prompts", "eval.reading", "eval.tasks.base"},
     "eval.tasks.infinitebench": {"eval.prompts", "eval.reading", "eval.tasks.base"},
-    "eval.tasks.longbench": {"eval.prompts", "eval.reading", "eval.tasks.base"},
+    "eval.tasks.longbench": {"eval", "eval.hub", "eval.prompts", "eval.reading", "eval.tasks.base"},
     "eval.tasks.needle": {"eval.prompts", "eval.reading", "eval.tasks.base", "eval.tasks.hay"},
     "eval.tasks.ruler": {
         "eval.prompts",

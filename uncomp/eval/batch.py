@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncomp.eval.kept import KeptShare, kept_share
+from uncomp.eval.kept import KeptShare, kept_shares
 from uncomp.eval.prompts import Prompt
 from uncomp.hf.cache import UncompCache
 from uncomp.patching import PatchHandle
@@ -63,7 +63,8 @@ class _Meter:
         layers = [layer.ragged for layer in self.cache.uncomp.layers]
         self.stored = _stored(self.cache)
         if not self.cache.uncomp.config.keeps_all:
-            self.kept = [kept_share(layers, i, prompt.evidence) for i, prompt in enumerate(self.prompts)]
+            longest = max(len(prompt.ids) for prompt in self.prompts)
+            self.kept = kept_shares(layers, [prompt.evidence for prompt in self.prompts], longest)
         self.lost = time.perf_counter() - now
 
 

@@ -26,45 +26,36 @@ class KeptShare:
     consensus: float | None
 
 
-def kept_share(layers: Sequence[RaggedLayer], sequence: int, evidence: Sequence[int]) -> KeptShare:
-    """Reads positions of the stored tokens; a deleted row holds nothing and is left out.
+def kept_shares(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]], tokens: int) -> list[KeptShare]:
+    """Looks at the positions of all stored tokens of a batch; a deleted row holds nothing and is left out.
 
     Args:
         layers: compressed layers of a cache.
-        sequence: which of the batch.
-        evidence: positions of the answer's tokens, counted in real tokens.
+        evidence: for each sequence positions of the answer's tokens, counted in real tokens.
+        tokens: positions to look at, as many as the longest prompt has.
     Returns:
-        a KeptShare. Cost: one copy of the positions a layer, and a product [rows, tokens] x [tokens, rows].
+        one for each sequence. Cost: a table [rows of the batch, tokens] float32 and a product of it with itself a
+        layer, on the layers' device; read back once.
     """
-    anywhere = None
-    alike = []
+    batch = len(evidence)
+    anywhere, alike = None, []
     for layer in layers:
-        rows = range(sequence * layer.rows, (sequence + 1) * layer.rows)
-        start = layer.row_start[rows.start : rows.stop].cpu().tolist()
-        length = layer.row_len[rows.start : rows.stop].cpu().tolist()
-        low = min(start)
-        slots = layer.slot_position[low : max(s + n for s, n in zip(start, length, strict=True))].cpu().long()
-        sets = [slots[s - low : s - low + n] for s, n in zip(start, length, strict=True)]
-        width = max((int(s.max()) + 1 for s in sets if s.numel()), default=0)
-        held = torch.zeros(layer.rows, width)
-        for row, positions in enumerate(sets):
-            held[row, positions] = 1.0
-        found = held.amax(0) > 0
-        if anywhere is None or anywhere.numel() < width:
-            grown = torch.zeros(width, dtype=torch.bool)
-            if anywhere is not None:
-                grown[: anywhere.numel()] = anywhere
-            anywhere = grown
-        anywhere[:width] |= found
+        row = layer.slot_rows()
+        slot = torch.arange(layer.capacity, device=row.device)
+        live = slot - layer.row_start[row] < layer.row_len[row]
+        column = torch.where(live, layer.slot_position.long(), tokens).clamp(max=tokens)
+        held = torch.zeros(layer.num_rows, tokens + 1, device=row.device)
+        held[row, column] = 1.0
+        held = held[:, :tokens].view(batch, layer.rows, tokens)
+        found = held.amax(1) > 0
+        anywhere = found if anywhere is None else anywhere | found.to(anywhere.device)
         if layer.rows > 1:
-            both = held @ held.t()
-            size = held.sum(1)
-            either = size[:, None] + size[None, :] - both
-            pair = torch.triu(torch.ones_like(both, dtype=torch.bool), 1) & (either > 0)
-            if pair.any():
-                alike.append(float((both / either.clamp_min(1))[pair].mean()))
-    evicted = None
-    if evidence:
-        gone = [i for i in evidence if i >= anywhere.numel() or not anywhere[i]]
-        evicted = len(gone) / len(evidence)
-    return KeptShare(evicted, sum(alike) / len(alike) if alike else None)
+            both = held @ held.transpose(1, 2)
+            size = held.sum(2)
+            either = size[:, :, None] + size[:, None, :] - both
+            upper = torch.triu(torch.ones_like(both[0]), 1).bool()
+            alike.append((both / either.clamp_min(1))[:, upper].mean(1).to(anywhere.device))
+    consensus = torch.stack(alike).mean(0).tolist() if alike else [None] * batch
+    anywhere = anywhere.cpu()
+    gone = [[not anywhere[b, i] for i in places] for b, places in enumerate(evidence)]
+    return [KeptShare(sum(g) / len(g) if g else None, c) for g, c in zip(gone, consensus, strict=True)]

@@ -4,12 +4,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from uncomp.eval.folder import RunFailure
+
+
+def _talk(call: Callable[[], Any]) -> None:
+    """One exchange with the others; a connection that breaks means that one of them is gone."""
+    try:
+        call()
+    except RuntimeError as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise RunFailure(
+            f"uncomp eval: another process is gone; finished records stay, use --resume ({line})"
+        ) from error
 
 
 class Processes:
@@ -46,7 +58,7 @@ class Processes:
                 box[0] = ("value", make())
             except (ValueError, RunFailure) as error:
                 box[0] = ("failed", type(error) is RunFailure, str(error))
-        dist.broadcast_object_list(box, src=0)
+        _talk(lambda: dist.broadcast_object_list(box, src=0))
         if box[0][0] == "failed":
             raise (RunFailure if box[0][1] else ValueError)(box[0][2])
         return box[0][1]
@@ -56,7 +68,7 @@ class Processes:
         if self.count == 1:
             return [value]
         told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, value)
+        _talk(lambda: dist.all_gather_object(told, value))
         return told
 
     def settle(self, failure: str | None) -> None:

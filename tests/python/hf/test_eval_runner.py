@@ -254,7 +254,7 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(finished, model, data, tmp_path):
+def test_two_processes_give_what_one_gives(finished, model, data, tmp_path, capsys):
     """Started as torchrun and `accelerate launch` start them: by environment variables, over gloo."""
     options = arguments(model, data, tmp_path, "--policy", "full", "--policy", "uncomp", "--json")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -275,7 +275,14 @@ def test_two_processes_give_what_one_gives(finished, model, data, tmp_path):
     for name in ("full-full-aware", "uncomp-40-aware"):
         folder = tmp_path / "longbench" / name
         assert steady(folder) == steady(finished / name)
-        assert [len((folder / f"part-{rank}.jsonl").read_text().splitlines()) for rank in range(2)] == [4, 4]
+        parts = [folder / f"part-{rank}.jsonl" for rank in range(2)]
+        assert [len(part.read_text().splitlines()) for part in parts] == [4, 4]
+    kept = [part.read_text().splitlines(keepends=True)[:keep] for part, keep in zip(parts, (1, 3), strict=True)]
+    for part, lines in zip(parts, kept, strict=True):  # as after a kill of both; one process goes on
+        part.write_text("".join(lines) + '{"subset')
+    ran(capsys, model, data, tmp_path, "--policy", "uncomp", "--resume")
+    assert steady(folder) == steady(finished / "uncomp-40-aware")
+    assert parts[1].read_text() == "".join(kept[1])
 
 
 # ---- bad input

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -269,6 +271,31 @@ def test_longbench_from_its_own_files(tokenizer):
     assert set(counts) == set(longbench.METRIC) and sum(counts.values()) == 276
     assert all(0 < e.context_end <= len(e.text) and e.answers for e in made)
     assert sum(Counter(e.subset for e in make("longbench", tokenizer, folder, e=True)).values()) == 200
+
+
+def test_longbench_through_datasets(tokenizer, tmp_path, monkeypatch):
+    """The same records as from files, fetched once; a stand-in for the package, which needs the network."""
+    folder = support.make_longbench(tmp_path / "longbench")
+    asked = []
+
+    def load_dataset(repository, name, split):
+        asked.append((repository, name, split))
+        if name != "qasper":
+            raise RuntimeError("no such subset\nmore")
+        return list(map(json.loads, (folder / "base/qasper.jsonl").read_text().splitlines()))
+
+    monkeypatch.setenv("UNCOMP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"^uncomp eval: --hub needs the datasets package"):
+        make("longbench", tokenizer, folder, subsets=["qasper"], hub="some/set")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    for _ in range(2):
+        found = make("longbench", tokenizer, folder, subsets=["qasper"], hub="some/set")
+        assert found == make("longbench", tokenizer, folder, subsets=["qasper"])
+    assert asked == [("some/set", "qasper", "test")]
+    with pytest.raises(ValueError, match=r"^uncomp eval: --hub some/set did not give trec \(no such subset\)$"):
+        make("longbench", tokenizer, folder, subsets=["trec"], hub="some/set")
+    assert [path.name for path in (tmp_path / "cache/data/some--set").iterdir()] == ["qasper.jsonl"]
 
 
 # ---- end to end

@@ -21,7 +21,7 @@ class Options:
         subsets: files or settings of the task by name; None for the task's default.
         limit: the first N records of each subset; None for all.
         max_new_tokens: instead of the task's own; None for those.
-        e: LongBench-E.
+        e: LongBench-E. hub: a data set of the hub that has the records; None: they are in the folder.
         shots: worked examples in front of a GSM8K problem.
         lengths: prompt tokens of generated tasks; None for the task's default.
         depths: per cent, of needles.
@@ -35,6 +35,7 @@ class Options:
     limit: int | None = None
     max_new_tokens: int | None = None
     e: bool = False
+    hub: str | None = None
     shots: int = 0
     lengths: Sequence[int] | None = None
     depths: Sequence[int] | None = None

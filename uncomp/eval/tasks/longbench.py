@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from uncomp.eval import hub
 from uncomp.eval.prompts import Example, fill
 from uncomp.eval.reading import Reader, are_strings, is_string, is_text, is_whole
 from uncomp.eval.tasks.base import Options, Source, find
@@ -37,8 +38,11 @@ BUCKETS = ((4000, "0-4k"), (8000, "4-8k"), (None, "8k+"))  # words
 def read(options: Options, reader: Reader) -> Source:
     """Reads `base/TASK.jsonl` (or `TASK.jsonl`), with `--e` `e/TASK_e.jsonl`, and the two files under `config/`.
 
+    With `--hub` the records come through the `datasets` package, the two files still from the folder.
+
     Raises:
         ValueError: a missing file, an unknown task, a bad line, by file and line.
+        ImportError: `--hub` without that package.
     """
     folder = options.folder("longbench")
     names = options.chosen("longbench", [n for n in METRIC if not (options.e and n in NOT_IN_E)])
@@ -51,7 +55,10 @@ def read(options: Options, reader: Reader) -> Source:
                 raise ValueError(f"uncomp eval: {folder}/config/{file}.json has no entry for {name}")
         if "{context}" not in prompts[name]:
             raise ValueError(f"uncomp eval: {folder}/config/dataset2prompt.json: {name} has no {{context}}")
-        file = find(folder, f"e/{name}_e.jsonl", f"{name}_e.jsonl") if options.e else _base(folder, name)
+        if options.hub is not None:
+            file = hub.fetch(options.hub, f"{name}_e" if options.e else name)
+        else:
+            file = find(folder, f"e/{name}_e.jsonl", f"{name}_e.jsonl") if options.e else _base(folder, name)
         examples += _examples(name, file, prompts[name], lengths[name], options, reader)
     return Source({"subsets": names, "e": options.e}, lambda tokenizer, positions: examples)
 
