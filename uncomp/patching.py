@@ -7,29 +7,27 @@ outside that model changes, and no forward is copied.
 
 from __future__ import annotations
 
-import inspect
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from uncomp.config import UncompConfig
 from uncomp.graph import CudaGraphs, Recordings
 from uncomp.hf import attention
-from uncomp.hf.cache import UncompCache, new_layers
+from uncomp.hf.cache import UncompCache
+from uncomp.hf.choice import choice_for
 from uncomp.hf.chunks import ChunkedMlps
+from uncomp.hf.forward import Forwards, NotCopied
 from uncomp.hf.hidden import HiddenPruning, asked_model
-from uncomp.hf.loop import Loop, check_prompt, choice_for
-from uncomp.hf.shared import SharedState
+from uncomp.hf.loop import Loop, check_prompt
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
 from uncomp.policies import make_policy
 from uncomp.pruning import schedule_for
-from uncomp.report import Ledger, ledger_of, stats_of
+from uncomp.report import stats_of
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8)  # integers: quantised weights
 _MARK = "_uncomp_handle"
@@ -88,7 +86,7 @@ def generate(
     return handle.generate(input_ids, *args, **kwargs)
 
 
-class PatchHandle:
+class PatchHandle(NotCopied):
     """What `patch` did, and how to undo it.
 
     Attributes:
@@ -107,42 +105,33 @@ class PatchHandle:
             raise NotImplementedError(
                 f"uncomp.patch: {type(model).__name__} does not take a registered attention implementation"
             )
-        self._arguments = list(inspect.signature(type(stack).forward).parameters)[1:]
         self._recordings = Recordings(CudaGraphs())
-        self._active = threading.local()  # .shared: the cache of the forward that this thread is in
+        self._hidden = None if config.prefill is None else HiddenPruning(model, stack)
+        self._forwards = Forwards(model, stack, config, facts, self._recordings, self._hidden)
         self._step = Step(
             stack,
             self._recordings,
             self._why_not(),
-            lambda: getattr(self._active, "shared", None),
+            self._forwards.active,
             asked=config.graph == "off",
             compiled=config.compile == "step",
         )
-        self._hidden = None if config.prefill is None else HiddenPruning(model, stack)
         self._mlps = ChunkedMlps(family_of(model.config).mlp(layer) for layer in stack.layers)
-        self._hooks = [
-            stack.register_forward_pre_hook(self._begin, with_kwargs=True),
-            stack.register_forward_hook(self._commit, with_kwargs=True, always_call=True),
-        ]
-        self._last: weakref.ref | None = None
-        self._ledger: Ledger | None = None  # of the last cache; holds none of its keys and values
-        self._capacity = 0  # of its first layer when the ledger was made
         setattr(stack, _MARK, self)
 
     # ---- what a user calls
     def remove(self) -> None:
         """Gives back the very same model; a second call does nothing."""
-        for hook in self._hooks:
-            hook.remove()
-        if self._hooks:
-            self._step.remove()
-            self._mlps.remove()
-            if self._hidden is not None:
-                self._hidden.remove()
-            self._recordings.clear()
-            self._model.set_attn_implementation(self._before)
-            delattr(self._stack, _MARK)
-        self._hooks = []
+        if self._forwards.removed:
+            return
+        self._forwards.remove()
+        self._step.remove()
+        self._mlps.remove()
+        if self._hidden is not None:
+            self._hidden.remove()
+        self._recordings.clear()
+        self._model.set_attn_implementation(self._before)
+        delattr(self._stack, _MARK)
 
     def __enter__(self) -> PatchHandle:
         return self
@@ -153,7 +142,7 @@ class PatchHandle:
     @property
     def cache(self) -> Cache | None:
         """The cache of the last forward, while somebody holds it."""
-        return self._last() if self._last is not None else None
+        return self._forwards.cache
 
     def new_cache(self) -> UncompCache:
         """An empty cache for this model and config, to be passed as past_key_values."""
@@ -194,7 +183,7 @@ class PatchHandle:
         Raises:
             ValueError: an argument out of its range, by name.
         """
-        if not self._hooks:
+        if self._forwards.removed:
             raise RuntimeError("uncomp.generate: the patch was removed; patch the model again")
         choice = choice_for(
             self._model,
@@ -213,10 +202,10 @@ class PatchHandle:
                 f"uncomp.generate: past_key_values must come from handle.new_cache(); got {type(cache).__name__}"
             )
         check_prompt(input_ids, attention_mask, max_new_tokens, cache.get_seq_length())
-        out = Loop(self._model, self._step, self._enter).run(
+        out = Loop(self._model, self._step, self._forwards.enter).run(
             input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens
         )
-        self._ledger = ledger_of(cache)
+        self._forwards.ledger(cache)
         return out
 
     def stats(self) -> dict[str, Any]:
@@ -227,13 +216,11 @@ class PatchHandle:
         Raises:
             RuntimeError: no forward has run yet.
         """
-        cache = self.cache
-        if cache is not None:
-            self._ledger = ledger_of(cache)
-        if self._ledger is None:
+        ledger = self._forwards.ledger()
+        if ledger is None:
             raise RuntimeError("uncomp: stats() needs a forward of the patched model first")
         recordings = self._recordings
-        return stats_of(self._ledger) | {
+        return stats_of(ledger) | {
             "steps_recorded": recordings.recorded,
             "steps_replayed": recordings.replayed,
             "steps_eager": recordings.eager,
@@ -247,126 +234,9 @@ class PatchHandle:
         self._recordings.clear()
         self._step.forget_failures()
 
-    def __reduce_ex__(self, protocol):
-        """Refused: a copy of the model would run the original's weights."""
-        raise TypeError("uncomp: remove the patch before the model is copied or saved whole: handle.remove()")
-
-    def __deepcopy__(self, memo):
-        """Refused."""
-        return self.__reduce_ex__(4)
-
-    def _enter(self, shared: SharedState | None) -> None:
-        """This thread runs forwards of a cache that are begun and counted elsewhere; None: no more."""
-        before, self._active.shared = getattr(self._active, "shared", None), shared
-        for state in (before, shared):
-            if state is not None:
-                state.hooked = state is shared
-
-    # ---- hooks
-    def _begin(self, stack, args, kwargs):
-        shared = getattr(self._active, "shared", None)
-        if shared is not None and shared.recording:  # a step that calls the whole model, see hf/loop.py
-            return None
-        given = dict(zip(self._arguments, args, strict=False))
-        given.update(kwargs)
-        states = given.get("inputs_embeds")
-        states = given.get("input_ids") if states is None else states
-        if states is None:
-            return None
-        use_cache = given.get("use_cache")
-        cache = given.get("past_key_values")
-        if use_cache is None:
-            use_cache = getattr(stack.config, "use_cache", False)
-        if cache is None:
-            if not use_cache:
-                return None
-            cache = UncompCache(self._model, self.config)
-            args, kwargs = (), {**given, "past_key_values": cache}
-        shared = self._adopt(cache)
-        mask = given.get("attention_mask")
-        if isinstance(mask, dict):
-            mask = self._two_dimensional(mask)
-        shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
-        shared.hooked, shared.replayed = True, False
-        if shared.clock.chunk.lengths is not None:
-            shared.checked = shared.verdict = None
-        if self._hidden is not None:
-            self._hidden.begin(shared, given, states)
-        self._active.shared, self._last = shared, weakref.ref(cache)
-        return args, kwargs
-
-    _begin.uncomp = True
-
-    def _commit(self, stack, args, kwargs, output):
-        shared = getattr(self._active, "shared", None)
-        if shared is None or shared.recording:
-            return
-        self._active.shared = None
-        shared.hooked = False
-        if self._hidden is not None:
-            self._hidden.end(shared)
-        if output is None or shared.waiting or not (shared.replayed or shared.complete()):
-            shared.clock.fail()
-            return
-        prompt = shared.clock.chunk.lengths is not None
-        shared.clock.commit()
-        cache = self.cache
-        capacity = shared.layers[0].ragged.capacity
-        if cache is not None and (prompt or capacity != self._capacity):
-            self._ledger, self._capacity = ledger_of(cache), capacity
-
-    _commit.uncomp = True
-
-    def _adopt(self, cache) -> SharedState:
-        shared = getattr(cache, "uncomp", None)
-        if shared is not None:
-            if shared.recordings is not self._recordings:  # a cache of the user's, or of an earlier patch
-                self._register(cache, shared)
-            if shared.schedule is not None and self._hidden is None and shared.clock.seen is None:
-                raise ValueError(
-                    "uncomp: this cache's configuration prunes the prompt (prefill); patch the model with the same"
-                )
-            if shared.shape != self.facts.shape or shared.managed != self.facts.managed:
-                raise ValueError("uncomp: this cache was made for another model")
-            return shared
-        if type(cache) is not DynamicCache:
-            raise NotImplementedError(
-                f"uncomp: a {type(cache).__name__} cannot be compressed; pass none, or an UncompCache"
-            )
-        if cache.offloading:
-            raise NotImplementedError("uncomp: an offloaded cache cannot be compressed")
-        if cache.get_seq_length() > 0:
-            raise NotImplementedError(
-                "uncomp: this DynamicCache already holds tokens that were not compressed; start with a new cache"
-            )
-        for index in self.facts.managed:
-            if index < len(cache.layers) and type(cache.layers[index]) is not DynamicLayer:
-                raise NotImplementedError(
-                    f"uncomp: layer {index} of the cache is a {type(cache.layers[index]).__name__}"
-                )
-        shared = SharedState(self.config, self.facts.shape, self.facts.managed)
-        new_layers(cache, shared)
-        self._register(cache, shared)
-        return shared
-
-    def _register(self, cache, shared: SharedState) -> None:
-        """Steps of this cache are recorded here; its arenas come back when it is dropped."""
-        shared.recordings = self._recordings
-        shared.checked = shared.verdict = None
-        shared.claimed = []
-        if shared.cache is None or shared.cache() is not cache:  # a copy that was made by other means than fork
-            shared.follow(cache)
-
     def _why_not(self) -> str | None:
         if self.config.graph == "off":
             return 'the configuration says graph="off"'
         if len(self.facts.managed) != self._stack.config.num_hidden_layers:
             return "some layers of the model are not compressed"
         return None
-
-    @staticmethod
-    def _two_dimensional(masks: dict):
-        found = masks.get("full_attention")
-        if found is not None and found.dim() != 2:
-            raise NotImplementedError(f"uncomp: a {found.dim()}-D attention mask cannot be compressed under")
-        return found

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import uncomp
-from uncomp.hf.loop import Choice, Loop
+from uncomp.hf.choice import Choice
+from uncomp.hf.loop import Loop
 
 BUDGET, GROUPS = 1552, 8  # 4.74 % of 32768 tokens
 
@@ -152,7 +153,7 @@ def step_ms(model, engine: Engine, handle, cache, ids: Tensor, token: Tensor, st
 
 def _runner(model, engine: Engine, handle, cache, ids: Tensor, token: Tensor) -> Callable[[int], None]:
     if engine.loop:
-        loop = Loop(model, handle._step, handle._enter)
+        loop = Loop(model, handle._step, handle._forwards.enter)
         ended = torch.zeros_like(token, dtype=torch.bool)
 
         def run(steps: int) -> None:

@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 from graph_support import ReplayMachine, padded, prompt
 
 import uncomp
-from uncomp.hf.loop import BLOCK, Choice
+from uncomp.hf.choice import Choice
+from uncomp.hf.loop import BLOCK
 from uncomp.testing import tiny_model, tiny_model_types
 
 pytestmark = pytest.mark.hf
