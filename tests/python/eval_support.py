@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 POSITIONS = 1024
+VOLATILE = ("seconds", "batch", "warmup")
 
 
 def make_model(folder: Path) -> Path:
@@ -57,3 +58,39 @@ def make_essays(folder: Path) -> Path:
     needle = {"needle": "\nThe key is under the blue pot.\n", "question": "Where is the key?", "answer": "the blue pot"}
     (folder / "needles.json").write_text(json.dumps([needle]))
     return folder
+
+
+# ---- calls
+def arguments(model, data, out, *options, task="longbench", budget="40"):
+    """Of `uncomp`, for the tiny model on the CPU."""
+    base = ["eval", task, "--model", str(model), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    subset = ["--subset", "qasper,trec"] if task == "longbench" and "--subset" not in options else []
+    return [*base, "--dtype", "float32", "--budget", budget, *subset, *options]
+
+
+def call(capsys, *given, **named):
+    """(status, stdout, stderr)"""
+    from uncomp import cli
+
+    try:
+        status = cli.main(arguments(*given, **named))
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, *capsys.readouterr()
+
+
+def ran(capsys, *given, **named):
+    """Summaries by folder name."""
+    status, out, err = call(capsys, *given, "--json", **named)
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+
+
+def steady(folder):
+    """Records without what differs from call to call: times, batches, bytes of layout that a batch shares."""
+    made = [{k: v for k, v in record.items() if k not in VOLATILE} for record in records(folder)]
+    return [{**record, "bytes": {**record["bytes"], "votes": 0}} for record in made]

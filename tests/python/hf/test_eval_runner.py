@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task from the command line to records and summaries: files, modes, resume, several processes, exit statuses."""
+"""A task from the command line to records and summaries: files, modes, resume, exit statuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
 
 import eval_support as support
+from eval_support import arguments, call, ran, records
 
 from uncomp import cli
-
-ROOT = Path(__file__).resolve().parents[3]
-VOLATILE = ("seconds", "batch", "warmup")
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +23,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return support.make_longbench(tmp_path_factory.mktemp("data") / "longbench", records=4)
-
-
-def arguments(model, data, out, *options, task="longbench", budget="40"):
-    base = ["eval", task, "--model", str(model), "--data", str(data), "--out", str(out), "--device", "cpu"]
-    subset = ["--subset", "qasper,trec"] if task == "longbench" and "--subset" not in options else []
-    return [*base, "--dtype", "float32", "--budget", budget, *subset, *options]
-
-
-def call(capsys, *given, **named):
-    """(status, stdout, stderr)"""
-    try:
-        status = cli.main(arguments(*given, **named))
-    except SystemExit as stopped:
-        status = stopped.code
-    return status, *capsys.readouterr()
-
-
-def ran(capsys, *given, **named):
-    """Summaries by folder name."""
-    status, out, err = call(capsys, *given, "--json", **named)
-    assert status == 0, err
-    return [json.loads(line) for line in out.splitlines()]
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
-
-
-def steady(folder):
-    """Records without what differs from call to call: times, batches, bytes of layout that a batch shares."""
-    made = [{k: v for k, v in record.items() if k not in VOLATILE} for record in records(folder)]
-    return [{**record, "bytes": {**record["bytes"], "votes": 0}} for record in made]
 
 
 @pytest.fixture(scope="module")
@@ -191,33 +150,6 @@ def test_limit_and_json(model, data, tmp_path, capsys):
 
 
 # ---- going on
-def test_resume_after_a_kill(finished, model, data, tmp_path, capsys):
-    """SIGKILL while it runs: the rest is run, with another batch size, and nothing is lost, doubled or changed."""
-    options = arguments(model, data, tmp_path, "--policy", "uncomp", "--question", "aware")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen([sys.executable, "-m", "uncomp", *options], env=env, cwd=tmp_path)
-    part = tmp_path / "longbench/uncomp-40-aware/part-0.jsonl"
-    limit = time.monotonic() + 120
-    while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and process.poll() is None:
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = part.read_bytes()
-    with open(part, "ab") as file:
-        file.write(b'{"subset": "trec", "id": "tre')  # what a kill in the middle of a write would leave
-    again = ["--policy", "uncomp", "--resume", "--batch-size", "2"]
-    ran(capsys, model, data, tmp_path, *again)
-    assert part.read_bytes().startswith(before)
-    folder = tmp_path / "longbench/uncomp-40-aware"
-    assert [{**r, "agreement": 0} for r in steady(folder)] == [
-        {**r, "agreement": 0} for r in steady(finished / "uncomp-40-aware")
-    ]
-    assert len(part.read_text().splitlines()) == 8
-    ran(capsys, model, data, tmp_path, *again)  # nothing is left to do
-    assert len(part.read_text().splitlines()) == 8
-
-
 def test_resume_goes_on_with_more_records(model, data, tmp_path, capsys):
     ran(capsys, model, data, tmp_path, "--limit", "1")
     (summary,) = ran(capsys, model, data, tmp_path, "--resume", "--limit", "2")
@@ -244,45 +176,6 @@ def test_what_resume_refuses(model, data, tmp_path, capsys):
     part.write_bytes(first + b"rubbish\n")  # the last line may be what a kill left
     ran(capsys, model, data, tmp_path, "--limit", "1", "--resume")
     assert part.read_bytes().startswith(first) and len(records(part.parent)) == 2
-
-
-# ---- several processes
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_two_processes_give_what_one_gives(finished, model, data, tmp_path, capsys):
-    """Started as torchrun and `accelerate launch` start them: by environment variables, over gloo."""
-    options = arguments(model, data, tmp_path, "--policy", "full", "--policy", "uncomp", "--json")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "uncomp", *options],
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    out = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert len(out[0].splitlines()) == 2 and out[1] == ""
-    for name in ("full-full-aware", "uncomp-40-aware"):
-        folder = tmp_path / "longbench" / name
-        assert steady(folder) == steady(finished / name)
-        parts = [folder / f"part-{rank}.jsonl" for rank in range(2)]
-        assert [len(part.read_text().splitlines()) for part in parts] == [4, 4]
-    kept = [part.read_text().splitlines(keepends=True)[:keep] for part, keep in zip(parts, (1, 3), strict=True)]
-    for part, lines in zip(parts, kept, strict=True):  # as after a kill of both; one process goes on
-        part.write_text("".join(lines) + '{"subset')
-    ran(capsys, model, data, tmp_path, "--policy", "uncomp", "--resume")
-    assert steady(folder) == steady(finished / "uncomp-40-aware")
-    assert parts[1].read_text() == "".join(kept[1])
 
 
 # ---- bad input
