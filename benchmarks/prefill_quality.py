@@ -83,7 +83,7 @@ def rows(
     """One row a context and way.
 
     loss: nats a token of the continuations, mean over the windows; found: share of needles of which every digit is the
-    most likely token; needle_loss: nats a token of the answers; seconds: of all.
+    most likely token, by_depth each of them; needle_loss: nats a token of the answers; seconds: of all.
 
     Args:
         ids: [N] tokens of the text. windows: pieces whose continuation is scored. needles: depths and numbers.
@@ -113,6 +113,7 @@ def rows(
                 "perplexity": math.exp(statistics.fmean(t.loss for t in texts)),
                 "needles": needles,
                 "found": sum(exact) / needles,
+                "by_depth": dict(zip([f"{depth:.2f}" for depth in depths], exact, strict=True)),
                 "needle_loss": statistics.fmean(f.loss for f in found),
                 "stored_tokens": texts[0].stored_tokens_mean,
                 "seconds": time.perf_counter() - begin,
