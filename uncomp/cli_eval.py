@@ -89,6 +89,7 @@ def _prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="instead of the benchmark's own")
     parser.add_argument("--chat", choices=("auto", "on", "off"), default="auto", help="default %(default)s")
     parser.add_argument("--compare", metavar="DIR", help="a finished run of full to tell the agreement with")
+    parser.add_argument("--teacher-forced", action="store_true", help="also compare next tokens along full's text")
     parser.add_argument("--per-row", action="store_true", help="records tell the stored tokens of every row")
     parser.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be used, and say so")
 
@@ -213,6 +214,8 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
             progress.clear()
             print(text, file=sys.stderr)
 
+    if args.teacher_forced and "agnostic" in (args.question or ()):
+        raise ValueError("uncomp eval: --teacher-forced compresses the whole prompt; it needs --question aware")
     runs = _runs(args, args.question or ["aware"])  # bad arguments and bad data are told before the model is loaded
     reader = Reader(skip_bad=args.skip_bad, on_skip=say)
     options = Options(
@@ -239,6 +242,7 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         resume=args.resume,
         compare=Path(args.compare) if args.compare else None,
         per_row=args.per_row,
+        teacher_forced=args.teacher_forced,
         skip_bad=args.skip_bad,
         common={
             "task": args.task,

@@ -6,7 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+import torch
+
+from uncomp.config import UncompConfig
 from uncomp.eval.metrics import qa_f1
+from uncomp.eval.perplexity import score
 
 
 def agreement(tokens: Sequence[int], text: str, full_tokens: Sequence[int], full_text: str) -> dict[str, float]:
@@ -23,3 +27,22 @@ def agreement(tokens: Sequence[int], text: str, full_tokens: Sequence[int], full
         "prefix": leading / longer if longer else 1.0,
         "f1": 1.0 if text == full_text else qa_f1(text, full_text),
     }
+
+
+def teacher_forced(
+    model: torch.nn.Module, prompt: Sequence[int], full_tokens: Sequence[int], config: UncompConfig
+) -> dict[str, float]:
+    """Feeds the full cache's new tokens to both caches, one at a time, and compares what each would say next.
+
+    Args:
+        model: not patched. prompt: its ids, compressed as a whole. full_tokens: what the full cache generated.
+    Returns:
+        argmax: share of places where both caches have the same most likely token; kl: mean KL(full || policy), nats;
+        nothing where the full cache gave fewer than two tokens. Cost: two more prefills and two passes of steps.
+    """
+    if len(full_tokens) < 2:
+        return {}
+    prefix, continuation = torch.tensor([list(prompt)]), torch.tensor([list(full_tokens)])
+    full = score(model, prefix, continuation, None)
+    mine = score(model, prefix, continuation, config)
+    return {"argmax": mine.agreement(full), "kl": mine.divergence(full)}

@@ -13,14 +13,12 @@ import torch
 
 from uncomp.eval import batch as batches
 from uncomp.eval import summary
-from uncomp.eval.agreement import agreement
+from uncomp.eval.agreement import teacher_forced
 from uncomp.eval.folder import SUMMARY, RunFolder, read_records, write_json
-from uncomp.eval.metrics import Case
-from uncomp.eval.metrics_infinitebench import named_choice
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import Example, Prompt, adds_bos, build
+from uncomp.eval.records import make_record
 from uncomp.eval.runs import Run, with_room
-from uncomp.eval.scores import score
 from uncomp.patching import patch
 
 Progress = Callable[[str], None]
@@ -38,6 +36,7 @@ class Settings:
         resume: go on with runs that are there.
         compare: folder of a finished run of the full cache; None: the one under `out`, where it is there.
         per_row: records tell the stored tokens of every row.
+        teacher_forced: also feed the full cache's new tokens and compare what each cache would say next.
         skip_bad: leave out examples that make no prompt.
         common: further values that decide a record's result, by name.
         about: further values of run.json, by name.
@@ -50,6 +49,7 @@ class Settings:
     resume: bool
     compare: Path | None
     per_row: bool
+    teacher_forced: bool
     skip_bad: bool
     common: dict[str, Any]
     about: dict[str, Any]
@@ -184,6 +184,8 @@ def _full(task: Task, run: Run) -> dict[str, dict[str, Any]] | None:
         return None
     folder = task.settings.compare or task.settings.out / f"full-full-{run.mode}"
     if task.settings.compare is None and not (folder / SUMMARY).is_file():
+        if task.settings.teacher_forced:
+            raise ValueError(f"uncomp eval: --teacher-forced needs a finished run of full ({folder}, or --compare DIR)")
         return None
     return {
         f"{r['subset']}/{r['id']}": {"tokens": r["tokens"], "prediction": r["prediction"]} for r in read_records(folder)
@@ -222,9 +224,13 @@ def _run(
         torch.cuda.reset_peak_memory_stats(model.device)
     started, finished = time.perf_counter(), 0
     config = with_room(run.config, max(task.examples[i].max_new_tokens for i in indices))
-    with patch(model, config) as handle:
-        for number, group in enumerate(in_batches(task, indices, task.settings.batch_size)):
+    forced = task.settings.teacher_forced and compared is not None
+    groups = in_batches(task, indices, task.settings.batch_size)
+    handle = patch(model, config)
+    try:
+        for number, group in enumerate(groups):
             _show(progress, finished, len(indices), started)
+            handle = patch(model, config) if handle is None else handle
             outcomes = batches.run(
                 model,
                 handle,
@@ -234,15 +240,24 @@ def _run(
                 pad=pad,
                 eos=eos,
             )
-            place = {"batch": {"number": number, "size": len(group)}, "warmup": number == 0}
-            folder.append(
-                rank,
-                [
-                    {**_record(task, run, i, outcome, compared), "config": folder.hash, **place}
-                    for i, outcome in zip(group, outcomes, strict=True)
-                ],
-            )
+            if forced:  # the full cache's logits come from the model as it is
+                handle.remove()
+                handle = None
+            made = []
+            for i, outcome in zip(group, outcomes, strict=True):
+                example, prompt = task.examples[i], task.prompt(i)
+                full = compared and compared.get(task.keys[i])
+                text = task.tokenizer.decode(outcome.tokens, skip_special_tokens=True)
+                record = make_record(run, i, example, prompt, outcome, text, full, per_row=task.settings.per_row)
+                if forced and full:
+                    record["agreement"] |= teacher_forced(model, prompt.ids, full["tokens"], config)
+                place = {"batch": {"number": number, "size": len(group)}, "warmup": number == 0}
+                made.append({**record, "config": folder.hash, **place})
+            folder.append(rank, made)
             finished += len(group)
+    finally:
+        if handle is not None:
+            handle.remove()
     return torch.cuda.max_memory_allocated(model.device) if on_gpu else 0
 
 
@@ -253,58 +268,3 @@ def _show(progress: Progress, finished: int, total: int, started: float) -> None
         left = int(passed / finished * (total - finished))
         text += f", {finished / passed:.2f} records/s, {left // 60}:{left % 60:02d} left"
     progress(text)
-
-
-def _record(
-    task: Task, run: Run, index: int, outcome: batches.Outcome, compared: dict[str, dict[str, Any]] | None
-) -> dict[str, Any]:
-    example, prompt = task.examples[index], task.prompt(index)
-    text = task.tokenizer.decode(outcome.tokens, skip_special_tokens=True)
-    details = example.details
-    case = Case(
-        answers=example.answers,
-        classes=example.classes,
-        stem=details.get("stem", ""),
-        needle=details.get("needle", ""),
-        seed=f"{run.config.seed}:{example.id}",
-        options=example.options,
-    )
-    flat = [n for layer in outcome.per_row for n in layer]
-    stored: dict[str, Any] = {
-        "mean": sum(flat) / len(flat),
-        "min": min(flat),
-        "max": max(flat),
-        "end": outcome.end,
-        "per_layer": [round(sum(layer) / len(layer), 2) for layer in outcome.per_row],
-    }
-    if outcome.context is not None:
-        stored["context"] = outcome.context
-    if task.settings.per_row:
-        stored["per_row"] = outcome.per_row
-    record = {
-        "task": example.task,
-        "subset": example.subset,
-        "id": example.id,
-        "index": index,
-        "prompt_tokens": len(prompt.ids),
-        "cut_tokens": prompt.cut,
-        "new_tokens": len(outcome.tokens),
-        "prediction": text,
-        "tokens": outcome.tokens,
-        "answers": list(example.answers),
-        "score": {name: score(name, text, case, one_line=example.one_line) for name in example.metrics},
-        "stored": stored,
-        "bytes": outcome.bytes,
-        "seconds": {"prefill": outcome.prefill_seconds, "decode": outcome.decode_seconds},
-        "uncompressed": isinstance(run.budget, int) and len(prompt.ids) <= run.budget,
-        "details": dict(details),
-    }
-    if "choice" in example.metrics:
-        record["guessed"] = named_choice(text, case) is None
-    if outcome.kept is not None:
-        record["evicted_answer"] = outcome.kept.evicted
-        record["head_consensus"] = outcome.kept.consensus
-    full = compared and compared.get(task.keys[index])
-    if full:
-        record["agreement"] = agreement(outcome.tokens, text, full["tokens"], full["prediction"])
-    return record

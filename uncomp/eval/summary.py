@@ -96,7 +96,8 @@ def of_records(records: Records) -> dict[str, Any]:
     }
     if any("agreement" in r for r in records):
         made["agreement"] = {
-            name: mean(lambda r, n=name: r.get("agreement", {}).get(n), 4) for name in ("exact", "prefix", "f1")
+            name: mean(lambda r, n=name: r.get("agreement", {}).get(n), 4)
+            for name in ("exact", "prefix", "f1", "argmax", "kl")
         }
     if buckets:
         made["buckets"] = {

@@ -207,6 +207,7 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
         return fmean(found) if found else None
 
     stored = mean("stored", "end")
+    kept_in = ("score",) if task == "perplexity" else ("agreement",)
     steady = [r for r in records if not r.get("warmup")] or records
     row.figures = {
         "stored_prefill": mean("stored", "mean"),
@@ -219,8 +220,8 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
         "agreement": mean("agreement", "prefix"),
         "evicted_answer": mean("evicted_answer"),
         "head_consensus": mean("head_consensus"),
-        "kl": mean("score", "kl"),
-        "equal_argmax": mean("score", "equal_argmax"),
+        "kl": mean(*kept_in, "kl"),
+        "equal_argmax": mean("score", "equal_argmax") if task == "perplexity" else mean("agreement", "argmax"),
         "uncompressed": float(sum(bool(r.get("uncompressed")) for r in records)),
     }
     return row

@@ -149,6 +149,22 @@ def test_limit_and_json(model, data, tmp_path, capsys):
         assert [len(layer) for layer in rows] == [4, 4] and sum(map(sum, rows)) == 8 * 40
 
 
+def test_teacher_forced(model, data, tmp_path, capsys):
+    """With everything stored both caches say the same; with little they do not, and the divergence tells."""
+    policies = ["--policy", "full", "--policy", "uncomp", "--budget", "1.0", "--limit", "1"]
+    _, little, whole = ran(capsys, model, data, tmp_path, *policies, "--teacher-forced")
+    assert (little["budget"], whole["budget"]) == (40, 1.0)
+    assert whole["total"]["agreement"]["argmax"] == 1.0 and abs(whole["total"]["agreement"]["kl"]) < 1e-4
+    assert little["total"]["agreement"]["kl"] > 1e-3
+    plain = tmp_path / "plain"
+    _, again, _ = ran(capsys, model, data, plain, *policies)
+    for forced, free in zip(
+        records(tmp_path / "longbench/uncomp-40-aware"), records(plain / "longbench/uncomp-40-aware"), strict=True
+    ):
+        assert forced["tokens"] == free["tokens"] and set(free["agreement"]) == {"exact", "prefix", "f1"}
+    assert again["total"]["agreement"]["kl"] is None
+
+
 # ---- going on
 def test_resume_goes_on_with_more_records(model, data, tmp_path, capsys):
     ran(capsys, model, data, tmp_path, "--limit", "1")
@@ -190,6 +206,8 @@ BAD = [
     (["--max-prompt", "20"], "qasper qasper0: --max-prompt must leave room"),
     (["--max-new-tokens", "1024"], "must leave room for a prompt in the model's 1024 positions"),
     (["--budget", "0"], "uncomp.UncompConfig: budget must be"),
+    (["--teacher-forced"], "--teacher-forced needs a finished run of full"),
+    (["--teacher-forced", "--question", "agnostic"], "it needs --question aware"),
     (["--compare", "/none"], "examples.jsonl is missing"),
     (["--chat", "on"], "--chat on needs a tokenizer with a chat template"),
     (["--e"], "e/qasper_e.jsonl is missing"),
