@@ -13,7 +13,7 @@ import torch
 
 from uncomp.calibration import state
 from uncomp.calibration.checks import refuse
-from uncomp.calibration.files import clear_parts
+from uncomp.calibration.files import clear_parts, replace_file
 from uncomp.calibration.fingerprint import ModelFacts, model_hash
 from uncomp.calibration.profile import TENSORS, CalibrationRun, HeadProfile
 from uncomp.calibration.samples import Samples, draw
@@ -117,7 +117,6 @@ def calibrate(
     }
     path = None if out is None else _writable(out)
     if path is not None:
-        clear_parts(path)
         state.resume(state.state_path(path), settings, sums)
     _run(model, family, drawn, sums, settings, path, progress)
     k, tables = sums.tables()
@@ -209,7 +208,18 @@ def _top(top: int | str | None, dim: int, kind: str) -> int | None:
 
 
 def _writable(out: str | os.PathLike[str]) -> Path:
+    """The path of the profile, after a file was made beside it: no run of hours may end at a folder that refuses."""
     path = Path(out)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise refuse(f'out "{path}" cannot be written: "{path.parent}" must be a folder that can be written to')
+    if path.is_dir():
+        raise refuse(f'out "{path}" must be a file; it is a folder')
+    try:
+        clear_parts(path)
+        replace_file(path.with_name(f"{path.name}.try"), b"")
+    except OSError as error:
+        reason = error.__cause__ or error
+        raise refuse(
+            f'out "{path}" cannot be written: "{path.parent}" must be a folder that can be written to '
+            f"({getattr(reason, 'strerror', None) or reason})"
+        ) from error
+    path.with_name(f"{path.name}.try").unlink(missing_ok=True)
     return path

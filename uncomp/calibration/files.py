@@ -54,7 +54,7 @@ def clear_parts(path: str | os.PathLike[str]) -> None:
     """Removes what processes of this machine that were killed while they wrote a profile there have left beside it."""
     path = Path(path)
     ours = re.compile(
-        rf"(?:{re.escape(path.name)}(?:\.state)?|{re.escape(path.stem)}\.[0-9a-f]{{12}}\.safetensors)"
+        rf"(?:{re.escape(path.name)}(?:\.state|\.try)?|{re.escape(path.stem)}\.[0-9a-f]{{12}}\.safetensors)"
         rf"\.{re.escape(_host())}\.(\d+)\.part"
     )
     for beside in path.parent.iterdir():

@@ -91,8 +91,12 @@ def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
     """One line; the state of the run stays, so that nothing is lost."""
     model, real = tiny_model("llama"), files.os.fsync
 
+    synced = []
+
     def full(_):
-        raise OSError(28, "No space left on device")
+        synced.append(1)
+        if len(synced) > 1:  # the first tries whether the folder takes a file
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(
@@ -101,8 +105,15 @@ def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
         run(model, out=tmp_path / "p.json")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(files.os, "fsync", real)
-    with pytest.raises(ValueError, match=r'out "/nowhere/p.json" cannot be written: "/nowhere" must be a folder'):
-        run(model, out="/nowhere/p.json")
+    monkeypatch.setattr(collect, "_run", lambda *_: pytest.fail("measured before it was known that nothing is written"))
+    for out, text in (
+        ("/nowhere/p.json", r'out "/nowhere/p\.json" cannot be written: "/nowhere" must be a folder .*\(No such file'),
+        ("/proc/p.json", r'out "/proc/p\.json" cannot be written: "/proc" must be a folder that can be written to'),
+        (tmp_path, r'out ".*" must be a file; it is a folder'),
+    ):
+        with pytest.raises(ValueError, match=rf"^uncomp\.calibration: {text}"):
+            run(model, out=out)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_tells_rate_and_time_left():
