@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uncomp.hf.attention import UncompCache
     from uncomp.layer_merge import merge_retrieval_layer
     from uncomp.patching import PatchHandle, generate, patch
+    from uncomp.transforms import lorc
 
 __all__ = [
     "HeadProfile",
@@ -32,6 +33,7 @@ __all__ = [
     "generate",
     "known_policies",
     "limits",
+    "lorc",
     "merge_retrieval_layer",
     "ops",
     "patch",
@@ -48,6 +50,7 @@ _NEEDS_TRANSFORMERS = {
     "generate": "uncomp.patching",
     "merge_retrieval_layer": "uncomp.layer_merge",
     "patch": "uncomp.patching",
+    "lorc": "uncomp.transforms",
 }
 
 

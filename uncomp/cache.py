@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from uncomp.deletion import KeptRows
+from uncomp.latent import KeyCodec, Latents, arena_keys
 from uncomp.types import DecodeRule
 
 
@@ -41,7 +42,7 @@ class VoteState:
 class RaggedLayer:
     """One layer of a compressed cache."""
 
-    key_rows: Tensor  # [C, Dk]
+    key_rows: Tensor  # [C, Dk]; with a codec what keys are made of
     value_rows: Tensor  # [C, Dv]
     slot_position: Tensor  # [C] int32, real tokens counted from 0
     row_start: Tensor  # [R + 1] int32, slots
@@ -58,6 +59,43 @@ class RaggedLayer:
     kept: Tensor | None = None  # [B, rows] int64, where rows of the model are deleted: those that these are
     source: Tensor | None = None  # [B, all rows] int64, place among the rows whose output each row of the model has
     recent: int = 0  # newest tokens that are known to be contiguous: the window, and all that came after it
+    codec: KeyCodec | None = None  # turns key_rows into keys; None: they are keys
+    offset: Tensor | None = (
+        None  # [B] int32, model position minus slot_position, where a codec needs it and they differ
+    )
+    widest: int | None = None  # room of the longest row, slots; read back when a codec needs it
+
+    def __deepcopy__(self, memo: dict) -> RaggedLayer:
+        """A copy that shares no memory of tokens; a codec belongs to the model."""
+        if self.codec is not None:
+            memo[id(self.codec)] = self.codec
+        twin = memo[id(self)] = copy.copy(self)
+        for f in fields(self):
+            setattr(twin, f.name, copy.deepcopy(getattr(self, f.name), memo))
+        return twin
+
+    # ---- keys
+    def attended_keys(self) -> Tensor:
+        """[C, D] keys as queries meet them: the rows themselves, or what a codec makes of them (see arena_keys)."""
+        if self.codec is None:
+            return self.key_rows
+        if self.widest is None:
+            self.widest = int((self.row_start[1:] - self.row_start[:-1]).max()) if self.num_rows else 0
+        place = (self.slot_position, self.row_start, self.widest, self.rows, self.offset)
+        return arena_keys(self.codec, self.key_rows, *place)
+
+    def put(self, latent: Latents, position: Tensor) -> None:
+        """Writes a new token's latents into the slots that were given to it.
+
+        Args:
+            position: [B] int32, the stored position of the token; no other live slot of its sequence has it.
+        """
+        slot = torch.arange(self.capacity, dtype=torch.int32, device=self.row_start.device)
+        row = self.slot_rows()
+        live = slot - self.row_start[row] < self.row_len[row]
+        taken = live & (self.slot_position == position[row // self.rows])
+        stored = latent.rows.repeat_interleave(self.rows // latent.rows.shape[1], 1).flatten(0, 2)  # [R, rank]
+        self.key_rows.copy_(torch.where(taken.unsqueeze(1), stored[row], self.key_rows))
 
     # ---- sizes
     @property
@@ -122,6 +160,7 @@ class RaggedLayer:
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
         self.slots, self.free, self.recent = list(other.slots), other.free, other.recent
+        self.codec, self.widest = other.codec, other.widest
 
     # ---- copies and choices of sequences
     def fork(self) -> RaggedLayer:
@@ -161,7 +200,8 @@ class RaggedLayer:
         for name in ("row_len", "mass"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, per_row), same_batch)
-        for name in ("limit", "statistic", "kept", "source"):
+        self.widest = None
+        for name in ("limit", "statistic", "kept", "source", "offset"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, index), same_batch)
         if self.state is not None:
@@ -208,6 +248,7 @@ class RaggedLayer:
         total = torch.arange(self.num_rows + 1, dtype=torch.int32, device=shift.device) * extra
         self.row_start = self.row_start + total
         self.slots = [s + self.rows * extra for s in self.slots]
+        self.widest = None
         self.free += extra
 
     def drop_newest(self, tokens: list[int]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uncomp
-from uncomp import cli_calibrate, cli_eval, cli_prefill, cli_report, cli_show, cli_study, cli_votes
+from uncomp import cli_calibrate, cli_eval, cli_lorc, cli_prefill, cli_report, cli_show, cli_study, cli_votes
 from uncomp.calibration import files
 from uncomp.config import UncompConfig, known_policies
 
@@ -103,6 +103,7 @@ def _arguments() -> argparse.ArgumentParser:
     cli_report.add(commands)
     cli_study.add(commands)
     cli_votes.add(commands)
+    cli_lorc.add(commands)
     return parser
 
 

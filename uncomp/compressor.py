@@ -196,6 +196,8 @@ class Compressor:
             kept=measured.kept.row if measured.kept else None,
             source=measured.kept.source if measured.kept else None,
             recent=min(config.window, min(view.seen, default=0)),
+            codec=view.coded[0],
+            offset=view.coded[1],
         )
         if not config.grows:
             self._seed(layer, measured, index, index_start)
@@ -210,7 +212,7 @@ class Compressor:
                 query,
                 lse,
                 position,
-                layer.key_rows,
+                layer.attended_keys(),
                 layer.slot_position,
                 layer.row_start,
                 layer.row_len,

@@ -14,11 +14,19 @@ from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
 from uncomp.deletion import narrow, widen
+from uncomp.latent import Latents
 from uncomp.scoring import head_scores
 
 
 def decode_step(
-    layer: RaggedLayer, config: UncompConfig, query: Tensor, key: Tensor, value: Tensor, position: Tensor, scale: float
+    layer: RaggedLayer,
+    config: UncompConfig,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor,
+    scale: float,
+    latent: Latents | None = None,
 ) -> Tensor:
     """Attention of one new token over its rows, which take the token in.
 
@@ -28,6 +36,7 @@ def decode_step(
     Args:
         position: [B] int32, real tokens before this one.
         scale: factor of the logits.
+        latent: what is stored of the key, where the layer has a codec; rows are never deleted then.
     Returns:
         [B, Hq, 1, Dv], dtype of query.
     """
@@ -35,13 +44,14 @@ def decode_step(
     if kept is not None:
         query, key, value = (narrow(t, kept.row, kept.source.shape[1]) for t in (query, key, value))
         return widen(_step(layer, config, query, key, value, position, scale), kept)
-    return _step(layer, config, query, key, value, position, scale)
+    return _step(layer, config, query, key, value, position, scale, latent)
 
 
-def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale) -> Tensor:
+def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent=None) -> Tensor:
     if layer.free is not None:
-        return _append(layer, query, key, value, position, scale)
+        return _append(layer, query, key if latent is None else latent.rows, value, position, scale)
     if layer.rule.kind == "vote":
+        keys = layer.attended_keys()  # of latents a passing copy: the operator writes the new key into it
         out, _ = ops.decode_evict_(
             query,
             key,
@@ -49,7 +59,7 @@ def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position,
             position,
             layer.row_start,
             layer.row_len,
-            layer.key_rows,
+            keys,
             layer.value_rows,
             layer.slot_position,
             layer.state.votes,
@@ -63,13 +73,15 @@ def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position,
             pool_mode=config.pool,
             reduce_group=config.reduce_scores,
         )
+        if latent is not None:
+            layer.put(latent, position)
         return out
-    return _weakest(layer, config, query, key, value, position, scale)
+    return _weakest(layer, config, query, key, value, position, scale, latent)
 
 
-def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
+def _append(layer: RaggedLayer, query, stored, value, position, scale) -> Tensor:
     ops.append_kv_(
-        key,
+        stored,
         value,
         position.unsqueeze(1),
         layer.row_start,
@@ -78,7 +90,8 @@ def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
         layer.value_rows,
         layer.slot_position,
     )
-    out, _ = ops.decode_attention(query, layer.key_rows, layer.value_rows, layer.row_start, layer.row_len, scale)
+    keys = layer.attended_keys()
+    out, _ = ops.decode_attention(query, keys, layer.value_rows, layer.row_start, layer.row_len, scale)
     return out
 
 
@@ -87,14 +100,17 @@ def reduce_group(weights: Tensor, dim: int, reduce: str) -> Tensor:
     return weights.amax(dim) if reduce == "max" else getattr(weights, reduce)(dim)
 
 
-def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> Tensor:
+def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, latent) -> Tensor:
     """Rules that compare one number a slot: accumulated mass, the newest query's weight, or the position."""
     rows, group = layer.rows, query.shape[1] // layer.rows
-    key, value = (t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] != rows else t for t in (key, value))
+    stored, keys = key if latent is None else latent.rows, layer.attended_keys()
+    key, value, stored = (
+        t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] != rows else t for t in (key, value, stored)
+    )
     rule, start, length = layer.rule, layer.row_start[:-1], layer.row_len
     room = layer.row_start[1:] - start
     out, lse = ops.ragged_attention(
-        query, layer.key_rows, layer.value_rows, layer.row_start, layer.row_len, scale, key=key, value=value
+        query, keys, layer.value_rows, layer.row_start, layer.row_len, scale, key=key, value=value
     )
     columns = layer.mass.shape[1]
     column = torch.arange(columns, dtype=torch.int32, device=query.device)
@@ -106,7 +122,7 @@ def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> 
     if rule.kind == "position":
         strength = when.float()
     else:
-        weights, before = head_scores(query, layer.key_rows, scale, layer.row_start, layer.row_len, columns)
+        weights, before = head_scores(query, keys, scale, layer.row_start, layer.row_len, columns)
         # The softmax over the stored tokens becomes the one over stored and new tokens; an empty row has no weights.
         share = torch.nan_to_num((before - lse).exp(), nan=0.0, posinf=0.0).view(-1, 1)
         reduce = "mean" if rule.kind == "last" else config.reduce_scores
@@ -127,7 +143,7 @@ def _weakest(layer: RaggedLayer, config, query, key, value, position, scale) -> 
     oldest = when.masked_fill(strength != least, torch.iinfo(torch.int32).max)
     taken = torch.where(length < room, length, oldest.argmin(1).to(torch.int32))
     slot = (start + taken).long()  # every row has room: the plan grants window and sinks at least
-    layer.key_rows.index_copy_(0, slot, key.flatten(0, 2))
+    layer.key_rows.index_copy_(0, slot, stored.flatten(0, 2))
     layer.value_rows.index_copy_(0, slot, value.flatten(0, 2))
     layer.slot_position.index_copy_(0, slot, now.squeeze(1))
     if new is not None:

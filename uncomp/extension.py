@@ -17,6 +17,7 @@ from uncomp.attention import dense_attention
 from uncomp.cache import RaggedLayer
 from uncomp.compressor import Compressor, Measured
 from uncomp.deletion import narrow, widen
+from uncomp.latent import Latents
 from uncomp.rows import RowView
 from uncomp.types import Lengths
 from uncomp.view import PromptView
@@ -29,12 +30,13 @@ def packed(pack: Tensor, run: Callable[..., Tensor], query: Tensor, key: Tensor,
         pack: [B, T] int64, column that moves to each place.
     """
     pack = pack.to(query.device)
-
-    def moved(t: Tensor, index: Tensor) -> Tensor:
-        return t.gather(2, index[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3]))
-
     out = run(moved(query, pack), moved(key, pack), moved(value, pack), scale)
     return moved(out, pack.argsort(1))
+
+
+def moved(states: Tensor, index: Tensor) -> Tensor:
+    """[B, H, T, D] with columns at other places; index: [B, T] int64, column that moves to each place."""
+    return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
 
 
 def extend(
@@ -46,6 +48,7 @@ def extend(
     value: Tensor,
     chunk,
     scale: float,
+    latent: Latents | None = None,
 ) -> tuple[Tensor, RaggedLayer | Measured]:
     """Attention of new tokens over a compressed layer, which takes them in.
 
@@ -53,6 +56,7 @@ def extend(
         index: of the layer among the compressed ones.
         query: [B, Hq, T, D]. key: [B, Hkv, T, D]. value: [B, Hkv, T, Dv]. The real tokens are a suffix.
         chunk: lengths of the new tokens, and real tokens before them (`prior`).
+        latent: what is stored of the keys, where the layer has a codec; rows are never deleted then.
     Returns:
         [B, Hq, T, Dv], 0 at padding; and the layer, or what is to be planned and packed into one.
     """
@@ -70,7 +74,7 @@ def extend(
             kept.source.copy_(torch.where(begins, fresh.source, kept.source))
             dense = dense_attention(query, key, value, lengths, scale)
     if kept is None:
-        return _extend(ragged, compressor, index, query, key, value, chunk, prior, statistic, scale)
+        return _extend(ragged, compressor, index, query, key, value, chunk, prior, statistic, scale, latent)
     rows = compressor.model_shape.rows
     query, key, value = (narrow(t, kept.row, rows) for t in (query, key, value))
     out, taken = _extend(ragged, compressor, index, query, key, value, chunk, prior, statistic, scale)
@@ -81,7 +85,17 @@ def extend(
 
 
 def _extend(
-    ragged: RaggedLayer, compressor: Compressor, index: int, query, key, value, chunk, prior, statistic, scale
+    ragged: RaggedLayer,
+    compressor: Compressor,
+    index: int,
+    query,
+    key,
+    value,
+    chunk,
+    prior,
+    statistic,
+    scale,
+    latent=None,
 ) -> tuple[Tensor, RaggedLayer | Measured]:
     """See extend; prior: [B] int32, statistic: that of the new layer, heads: those of the rows of the arena."""
     config, lengths = compressor.config, chunk.lengths
@@ -100,7 +114,7 @@ def _extend(
         arena, source = repacked(ragged, prior, lengths)
     out, _ = ops.ragged_attention(
         query,
-        arena.key_rows,
+        arena.attended_keys(),
         arena.value_rows,
         arena.row_start,
         arena.row_len,
@@ -111,7 +125,7 @@ def _extend(
         length=length if lengths.padded else None,
     )
     ops.append_kv_(
-        key,
+        key if latent is None else latent.rows,
         value,
         position,
         arena.row_start,
@@ -180,6 +194,8 @@ def repacked(ragged: RaggedLayer, prior: Tensor, lengths: Lengths) -> tuple[Ragg
         rows,
         slots,
         ragged.rule,
+        codec=ragged.codec,
+        offset=ragged.offset,
     )
     where = arena.slot_rows()
     column = torch.arange(arena.capacity, device=device) - row_start[where]

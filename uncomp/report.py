@@ -44,7 +44,7 @@ def ledger_of(cache) -> Ledger:
     states = [t for layer in others for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
     token = 0
     if ragged:
-        token = (ragged[0].key_rows.shape[1] + ragged[0].value_rows.shape[1]) * ragged[0].key_rows.element_size()
+        token = 2 * shared.shape.head_dim * ragged[0].key_rows.element_size()
     return Ledger(
         policy=shared.config.policy,
         num_kv_heads=shared.shape.num_kv_heads,

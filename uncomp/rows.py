@@ -65,10 +65,15 @@ class RowView(LayerView):
         """[R, columns] int32."""
         return self.arena.slot_position[self.slot]
 
+    @cached_property
+    def key_rows(self) -> Tensor:
+        """[C, D] keys of the arena; with a codec in memory of their own as long as this view."""
+        return self.arena.attended_keys()
+
     @property
     def keys(self) -> Tensor:
         """[R, columns, D]."""
-        return self.arena.key_rows[self.slot]
+        return self.key_rows[self.slot]
 
     @property
     def values(self) -> Tensor:
@@ -142,7 +147,13 @@ class RowView(LayerView):
         )
 
     def release(self, window: int) -> None:
-        """Nothing: what must wait for a plan over the whole model is small already."""
+        """Drops keys that a codec made; all else that must wait for a plan over the whole model is small already."""
+        self.__dict__.pop("key_rows", None)
+
+    @property
+    def coded(self) -> tuple:
+        """See LayerView."""
+        return self.arena.codec, self.arena.offset
 
     def carry_votes(self, layer: RaggedLayer, index: Tensor, index_start: Tensor) -> None:
         """Adds the votes of older queries, which a short turn leaves inside the vote window, to a packed layer."""
@@ -192,10 +203,10 @@ class RowView(LayerView):
         query, start = self.query[sequences, :, begin:end], arena.row_start[rows.start : rows.stop + 1]
         length = arena.row_len[rows] - after
         if reduce == "none":
-            return head_scores(query, arena.key_rows, self.scale, start, length, self.columns)
+            return head_scores(query, self.key_rows, self.scale, start, length, self.columns)
         return ops.window_scores(
             query,
-            arena.key_rows,
+            self.key_rows,
             self.scale,
             row_start=start,
             row_len=length,

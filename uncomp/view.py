@@ -16,6 +16,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.config import UncompConfig
 from uncomp.deletion import KeptRows, narrow
+from uncomp.latent import Latents
 from uncomp.types import CacheShape, Lengths
 
 CHUNK = 64  # queries that window_scores takes at once
@@ -44,6 +45,7 @@ class LayerView(abc.ABC):
     device: torch.device
 
     seen: list[int]  # [B] real tokens of each sequence, those of earlier turns included
+    coded: tuple = (None, None)  # codec and offset of a layer that is packed from this view, see RaggedLayer
 
     @property
     def num_rows(self) -> int:
@@ -101,6 +103,7 @@ class PromptView(LayerView):
         query: [B, Hq, S, D] rotated. key, value: [B, Hkv, S, D], [B, Hkv, S, Dv].
         lengths: real tokens, behind left padding.
         original: [B, S] int32 original positions where earlier layers dropped tokens, -1 at padding; None: 0, 1, 2, ...
+        latent: what is stored of the keys, where the model gives it; scores see the keys.
     """
 
     def __init__(
@@ -114,9 +117,11 @@ class PromptView(LayerView):
         lengths: Lengths,
         scale: float,
         original: Tensor | None = None,
+        latent: Latents | None = None,
     ) -> None:
         self.layer, self.shape, self.config, self.scale = layer, shape, config, scale
         self.query, self.key, self.value, self.lengths, self.original = query, key, value, lengths, original
+        self.latent = latent
         self.batch, self.columns, self.device = query.shape[0], query.shape[2], query.device
         self.seen = lengths.length
         self.first, self.tokens = lengths.on(query.device) if lengths.padded else (None, None)
@@ -214,9 +219,15 @@ class PromptView(LayerView):
 
     def compact(self, index: Tensor, index_start: Tensor, row_start: Tensor, capacity: int) -> tuple[Tensor, ...]:
         """Packs chosen candidates; arguments and results as ops.compact_kv."""
+        stored = self.key if self.latent is None else self.latent.rows
         return ops.compact_kv(
-            self.key, self.value, index, index_start, row_start, capacity, position=self.original, first=self.first
+            stored, self.value, index, index_start, row_start, capacity, position=self.original, first=self.first
         )
+
+    @property
+    def coded(self) -> tuple:
+        """See LayerView."""
+        return (None, None) if self.latent is None else (self.latent.codec, self.latent.offset)
 
     def _reduce(self, reduce: str) -> str:
         return "none" if self.shape.rows == self.shape.num_q_heads else reduce

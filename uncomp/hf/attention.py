@@ -11,6 +11,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from uncomp.hf.cache import UncompCache
 from uncomp.hf.shared import take_pending
+from uncomp.latent import Latents, PaddedKeys, take
 
 __all__ = ["UncompCache", "attention_forward", "attention_mask"]
 
@@ -38,7 +39,7 @@ def attention_forward(
         query: [B, Hq, T, D], rotated. key, value: [B, Hkv, T, D], as the cache's `update` returned them.
         attention_mask: [B, columns] bool or None (see `attention_mask`), or a 4-D mask of a layer left alone.
     Returns:
-        [B, T, Hq, Dv] contiguous, and None.
+        [B, T, Hq, Dv] contiguous, and None. Where values are padded latents (uncomp.lorc), Dv may be their rank.
     """
     layer = take_pending(key)
     if layer is None:
@@ -56,13 +57,32 @@ def attention_forward(
                 )
             shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
         # Under autocast rotary gives float32 queries and keys; they meet at the dtype of the values, as in sdpa.
-        out = layer.attend(query.to(value.dtype), key.to(value.dtype), value, float(scale))
+        states = (query.to(value.dtype), key.to(value.dtype), value, float(scale))
+        out = layer.attend(*states, *_latents(module, states[1], shared))
     except BaseException:
         shared.clock.fail()
         raise
     if not shared.hooked and layer.index == len(shared.layers) - 1:
         shared.clock.commit()
     return out.transpose(1, 2).contiguous(), None
+
+
+def _latents(module, key: Tensor, shared) -> tuple[Latents | None, int | None]:
+    """What is stored in place of the keys, and leading channels of the values that are; None, None: all as it is."""
+    projection = getattr(module, "k_proj", None)
+    codec = getattr(projection, "codec", None)
+    if codec is None:
+        return None, None
+    if shared.compressor.policy.delete_heads:
+        raise NotImplementedError(
+            "uncomp: delete_heads copies outputs of heads, which a model of low rank (uncomp.lorc) has in different "
+            "bases; leave one of the two out"
+        )
+    if isinstance(codec, PaddedKeys):
+        rows = key[..., : codec.rank]
+    else:
+        rows = take(projection).unflatten(-1, (codec.heads, codec.rank)).transpose(1, 2).to(key.dtype)
+    return Latents(rows, codec), module.v_proj.rank
 
 
 def _check(module, mask, dropout, kwargs) -> None:

@@ -20,6 +20,7 @@ from uncomp.config import UncompConfig
 from uncomp.hf import compat
 from uncomp.hf.clock import Clock
 from uncomp.hf.shared import SharedState, leave_pending
+from uncomp.latent import Latents
 from uncomp.models import describe
 from uncomp.view import PromptView
 
@@ -168,16 +169,29 @@ class UncompLayer(CacheLayerMixin):
             self.shared.clock.select(index.tolist())
 
     # ---- what the attention function calls
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        latent: Latents | None = None,
+        value_dim: int | None = None,
+    ) -> Tensor:
         """Attention of the new tokens over themselves and what is stored; then they are stored.
 
         Args:
             query: [B, Hq, T, D]. key: [B, Hkv, T, D]. value: [B, Hkv, T, Dv]. All rotated.
+            latent: what is stored of the keys; None: the keys.
+            value_dim: leading channels of the values that are stored, the others being 0; None: all.
         Returns:
-            [B, Hq, T, Dv]; 0 at padding.
+            [B, Hq, T, Dv], or of the leading channels alone; 0 at padding.
         """
         clock, config = self.shared.clock, self.shared.config
         chunk = clock.chunk
+        self._same_width(latent, value.shape[3] if value_dim is None else value_dim)
+        if latent is not None:
+            latent.offset = self.shared.offset(query.device)
         if not self.shared.recording:
             self.shared.settle()
             self.finished = clock.columns + chunk.tokens
@@ -187,38 +201,64 @@ class UncompLayer(CacheLayerMixin):
                 if not self.shared.recording:
                     self.make_room(1)
                     self.ragged.count(1)
-                return eviction.decode_step(self.ragged, config, query, key, value, position, scale)
+                value = value[..., :value_dim]
+                return eviction.decode_step(self.ragged, config, query, key, value, position, scale, latent)
         pack = self.shared.prompt()[2]
-        if pack is not None:
-            return extension.packed(pack, self._take_in, query, key, value, scale)
-        return self._take_in(query, key, value, scale)
+        if pack is None:
+            return self._take_in(query, key, value, scale, latent, value_dim)
+        if latent is not None:
+            latent = Latents(extension.moved(latent.rows, pack.to(query.device)), latent.codec, latent.offset)
 
-    def _take_in(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        def run(*states) -> Tensor:
+            return self._take_in(*states, latent, value_dim)
+
+        return extension.packed(pack, run, query, key, value, scale)
+
+    def _same_width(self, latent: Latents | None, value_dim: int) -> None:
+        """Refuses a cache whose rows were stored by other projections than those that run now."""
+        if self.ragged is None:
+            return
+        codec = None if latent is None else latent.codec
+        if self.ragged.codec is not codec or self.ragged.value_rows.shape[1] != value_dim:
+            raise ValueError(
+                "uncomp: this cache was filled before the model's projections were replaced (uncomp.lorc); start with "
+                "a new cache"
+            )
+
+    def _take_in(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None, value_dim: int | None
+    ) -> Tensor:
         """Attends densely, with gradients where they are on; what is stored is never part of a graph."""
         if self.ragged is None:
             out = dense_attention(query, key, value, self.shared.prompt()[0], scale)
             with torch.no_grad():
                 if self.shared.pruned is not None:
                     self.shared.pruned.score(self.index, query, key, scale)
-                self._store(query, key, value, scale)
+                self._store(query, key, value[..., :value_dim], scale, latent)
             return out
         with torch.no_grad():
-            return self._store(query, key, value, scale)
+            return self._store(query, key, value[..., :value_dim], scale, latent)
 
-    def _store(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
+    def _store(self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None) -> Tensor | None:
         shared, chunk = self.shared, self.shared.clock.chunk
         query, key, value = query.detach(), key.detach(), value.detach()
+        if latent is not None:
+            latent.rows = latent.rows.detach()
         out = None
         if self.ragged is not None:
             before = self.ragged.key_rows
-            out, taken = extension.extend(self.ragged, shared.compressor, self.index, query, key, value, chunk, scale)
+            if latent is not None:
+                self.ragged.offset = latent.offset
+            out, taken = extension.extend(
+                self.ragged, shared.compressor, self.index, query, key, value, chunk, scale, latent
+            )
             if isinstance(taken, RaggedLayer):
                 shared.generation += taken.key_rows is not before
                 return out
         else:
             lengths, position, _ = shared.prompt()
             states = (query, key, value, lengths, scale, position)
-            view = PromptView(self.index, shared.shape, shared.config, *states)
+            view = PromptView(self.index, shared.shape, shared.config, *states, latent=latent)
             taken = shared.compressor.measure(view)
         if not shared.compressor.whole_model:
             self._keep(*shared.compressor.compress([taken]))

@@ -91,6 +91,21 @@ class Clock:
             self.chunk = self._read(batch, tokens, mask, positions)
         return self.chunk
 
+    def check_step(self, tokens: int) -> None:
+        """Refuses one new column at the position that a model makes up, its column, where the past has others.
+
+        Raises:
+            ValueError: position_ids are needed.
+        """
+        if tokens != 1 or not self.columns:
+            return
+        for b, (n, offset) in enumerate(zip(self.real(), self.offset, strict=True)):
+            if n + (offset or 0) != self.columns:
+                raise ValueError(
+                    f"uncomp: position_ids must be given, as they were before: sequence {b} continues at "
+                    f"{n + (offset or 0)}, without them at {self.columns}"
+                )
+
     def _is_step(self, mask: Tensor | None) -> bool:
         """Whether one new column is a decode step: a real token in every sequence, behind an unchanged past.
 

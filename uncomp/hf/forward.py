@@ -16,6 +16,7 @@ from uncomp.graph import Recordings
 from uncomp.hf.cache import UncompCache, new_layers
 from uncomp.hf.hidden import HiddenPruning
 from uncomp.hf.shared import SharedState
+from uncomp.latent import MARK
 from uncomp.report import Ledger, ledger_of
 
 
@@ -117,7 +118,13 @@ class Forwards(NotCopied):
         mask = given.get("attention_mask")
         if isinstance(mask, dict):
             mask = self._two_dimensional(mask)
-        shared.clock.begin(states.shape[0], states.shape[1], mask, given.get("position_ids"))
+        positions = given.get("position_ids")
+        if positions is None and getattr(stack, MARK, None) is not None:
+            # Keys that are rotated again must know the positions that the model makes up: padding counts.
+            shared.clock.check_step(states.shape[1])
+            end = shared.clock.columns + states.shape[1]
+            positions = torch.arange(shared.clock.columns, end, device="cpu").unsqueeze(0)
+        shared.clock.begin(states.shape[0], states.shape[1], mask, positions)
         shared.hooked, shared.replayed = True, False
         if shared.clock.chunk.lengths is not None:
             shared.checked = shared.verdict = None

@@ -57,7 +57,7 @@ def load_model(
     device_map: Any = None,
     attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
-    """Loads a causal language model and its tokenizer.
+    """Loads a causal language model and its tokenizer; one that `uncomp lorc` wrote comes with its factors.
 
     A GGUF file is converted once into an ordinary bf16 folder in the user's cache ($UNCOMP_CACHE, else uncomp under
     $XDG_CACHE_HOME or ~/.cache); later loads take seconds. Folders and files are read without the network; a hub
@@ -213,6 +213,9 @@ def _load(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from uncomp.transforms.lorc.files import attach, is_checkpoint
+
+    low_rank = is_local and is_checkpoint(source)
     options: dict[str, Any] = {"local_files_only": True} if is_local else {}
     choices = {"device_map": device_map, "attn_implementation": attn_implementation}
     choices = {key: value for key, value in choices.items() if value is not None}
@@ -220,7 +223,8 @@ def _load(
         raise FileNotFoundError(f'uncomp.hf.load: folder "{source}" has no tokenizer; save one into it')
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **choices, **options)
+        with _silent() if low_rank else contextlib.nullcontext():  # it would report every projection as missing
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **choices, **options)
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -233,7 +237,22 @@ def _load(
             f'uncomp.hf.load: model folder "{source}" does not exist and the hub did not give it '
             f"({first_line(error)}); {_choices()}"
         ) from error
+    if low_rank:
+        attach(model, source)
     return (model if device is None else model.to(device)), tokenizer
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """transformers reports errors alone."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _has_tokenizer(folder: Path) -> bool:

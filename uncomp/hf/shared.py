@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from uncomp.compressor import Compressor, Measured
@@ -134,6 +135,12 @@ class SharedState:
         if pruned is None:
             return chunk.lengths, None, chunk.pack
         return pruned.lengths, pruned.position, pruned.pack
+
+    def offset(self, device: torch.device) -> Tensor | None:
+        """[B] int32, model position of each sequence's first real token; None where all are 0."""
+        if not any(self.clock.offset or ()):
+            return None
+        return torch.tensor([n or 0 for n in self.clock.offset], dtype=torch.int32, device=device)
 
     def free_slots(self) -> int | None:
         """Tokens that every row can take in before it must be enlarged; None where rows keep their length."""

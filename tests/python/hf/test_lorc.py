@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compress and its handle: what a model computes with factors, what it refuses, and that removal is exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from lorc_support import compressed_and_dense, prompt, with_biases
+
+import uncomp
+from uncomp import lorc
+from uncomp.testing import tiny_model
+from uncomp.transforms.lorc import apply, factors
+
+pytestmark = pytest.mark.hf
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "granite", "gemma3_text"]
+
+
+@torch.no_grad()
+def logits(model, columns: int = 40):
+    ids, mask = prompt(columns=columns)
+    return model(ids, attention_mask=mask).logits[mask.bool()]
+
+
+def footprint(model):
+    """Modules by name and identity, parameters by name, identity and bits, and marks."""
+    parameters = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
+    return {name: id(m) for name, m in model.named_modules()}, parameters, sorted(vars(model.model))
+
+
+def same(one, other) -> bool:
+    bits = all(i == j and torch.equal(a, b) for (i, a), (j, b) in zip(one[1].values(), other[1].values(), strict=True))
+    return one[0] == other[0] and list(one[1]) == list(other[1]) and bits and one[2] == other[2]
+
+
+# ---- what is computed
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_rank_gives_the_original_logits_and_removal_the_very_same_weights(family):
+    model = with_biases(tiny_model(family, num_hidden_layers=2, **_layer_types(family)))
+    before, want = footprint(model), logits(model)
+    with lorc.compress(model, lorc.LorcConfig(rho=1.0)) as handle:
+        assert handle.stats()["kept_share"] == 1.0
+        got = logits(model)
+        assert (got - want).abs().max() < 2e-5 * want.abs().max()
+    handle.remove()
+    assert same(footprint(model), before)
+    assert torch.equal(logits(model), want)
+
+
+def _layer_types(family: str) -> dict:
+    return {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_factors_compute_what_full_width_projections_of_their_product_do(family):
+    model, _, dense = compressed_and_dense(family, lorc.LorcConfig(rho=(0.5, 0.75), svd="randomised"))
+    want = logits(dense)
+    assert (logits(model) - want).abs().max() < 3e-5 * want.abs().max()
+
+
+def test_keys_without_positions_are_absorbed_exactly():
+    """Absorbed, rebuilt and dense keys of one rank are the same; a bias of the keys drops out of the softmax."""
+    made = []
+    for mode in ("absorb", "rebuild"):
+        model = tiny_model("llama", num_hidden_layers=2, attention_bias=True)
+        model.model.rotary_emb.inv_freq.zero_()
+        lorc.compress(with_biases(model), lorc.LorcConfig(rho=0.5, key_mode=mode))
+        made.append(logits(model))
+    assert (made[0] - made[1]).norm() <= 1e-6 * made[1].norm()
+
+
+def test_gemma_keeps_its_sliding_layers():
+    model = tiny_model("gemma3_text")
+    with lorc.compress(model) as handle:
+        assert handle.layers == [1, 3] and len(handle.ranks.key) == 2
+        assert type(model.model.layers[0].self_attn.k_proj) is torch.nn.Linear
+
+
+def test_whitening_lowers_the_error_on_the_tokens_it_saw():
+    config = {"rank_k": 32, "rank_v": 32}
+    model = tiny_model("qwen2")
+    want, ids = logits(model), prompt(columns=40)[0]
+    errors = []
+    for fields, tokens in (({}, None), ({"whiten": "calib"}, ids)):
+        with lorc.compress(model, lorc.LorcConfig(**config, **fields), calibration=tokens):
+            errors.append(float((logits(model) - want).norm()))
+    assert errors[1] < errors[0]
+    assert torch.equal(logits(model), want)
+
+
+def test_weights_shrink_and_are_counted():
+    """E 256, Hq 8, Hkv 4, D 64, half rank: keys 4 (256 * 32 + 32 * 64), values 256 * 128, output 256 * 256 numbers."""
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=256)
+    with lorc.compress(model, lorc.LorcConfig(rank_k=32, rank_v=32), keep_weights=True) as handle:
+        stats = handle.stats()
+        attention = model.model.layers[0].self_attn
+        held = sum(p.numel() for n in ("k_proj", "v_proj", "o_proj") for p in getattr(attention, n).parameters())
+    assert stats["weight_bytes_after"] == 4 * held == 4 * (4 * (256 * 32 + 32 * 64) + 256 * 128 + 256 * 256)
+    assert stats["weight_bytes_before"] == 4 * (2 * 256 * 256 + 512 * 256)
+
+
+def test_progress_and_schedule_follow_the_model():
+    """The layer whose keys have one small singular value makes the condition numbers, and all above it keep more."""
+    model, said = tiny_model("llama"), []
+    with torch.no_grad():
+        weight = model.model.layers[1].self_attn.k_proj.weight
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        values[-1] *= 1e-5
+        weight.copy_(left * values @ right)
+    with lorc.compress(model, lorc.LorcConfig(rho=0.5), progress=said.append) as handle:
+        assert handle.ranks.key[:2] == (48, 48) and max(handle.ranks.key[2:]) < 48
+        assert handle.log_kappa[1] == pytest.approx(
+            sum(map(lambda w: factors.log_kappa(w, 4, "layer"), (weight, _value(handle)))), rel=1e-6
+        )
+    assert said[0] == "condition numbers 1/4" and said[-1] == "layers 4/4"
+
+
+def _value(handle):
+    return next(m for _, name, m, _ in handle._before[3:6] if name == "v_proj").weight
+
+
+def test_a_copy_of_a_compressed_model_stands_alone():
+    model = tiny_model("llama", num_hidden_layers=1)
+    handle = lorc.compress(model)
+    twin, want = copy.deepcopy(model), logits(model)
+    codec = twin.model.layers[0].self_attn.k_proj.codec
+    assert codec.projection is twin.model.layers[0].self_attn.k_proj
+    handle.remove()
+    assert torch.equal(logits(twin), want)
+
+
+# ---- refusals, the model untouched
+def test_a_second_compression_is_refused_and_weights_that_went_cannot_come_back():
+    model = tiny_model("llama", num_hidden_layers=1)
+    handle = lorc.compress(model, keep_weights=False)
+    with pytest.raises(ValueError, match=r"^uncomp\.lorc\.compress: the model is compressed already"):
+        lorc.compress(model)
+    with pytest.raises(RuntimeError, match=r"^uncomp\.lorc: the original weights were not kept"):
+        handle.remove()
+
+
+def _quantised(model):
+    attention = model.model.layers[1].self_attn
+    attention.v_proj = type("Linear4bit", (torch.nn.Linear,), {})(64, 256)
+
+
+def _tied(model):
+    layers = model.model.layers
+    layers[1].self_attn.k_proj.weight = layers[0].self_attn.k_proj.weight
+
+
+def _wide(model):
+    model.model.layers[1].self_attn.o_proj.double()
+
+
+def _offloaded(model):
+    model.model.layers[1].self_attn.k_proj.to("meta")
+
+
+def _dynamic(model):
+    model.config.rope_parameters["rope_type"] = "dynamic"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_quantised, "v_proj of layer 1 of LlamaAttention is a Linear4bit"),
+        (_tied, "k_proj of layer 0 of LlamaAttention shares its weight"),
+        (_wide, "o_proj of layer 1 of LlamaAttention must be float32, float16 or bfloat16"),
+        (_offloaded, "k_proj of layer 1 of LlamaAttention is not in memory"),
+        (_dynamic, "rotary embeddings of type dynamic change with the length"),
+    ],
+)
+def test_projections_that_cannot_be_split_are_refused(change, text):
+    model = tiny_model("llama", num_hidden_layers=2)
+    change(model)
+    before = {name: id(m) for name, m in model.named_modules()}
+    with pytest.raises(NotImplementedError, match=rf"^uncomp\.lorc: {text}"):
+        lorc.compress(model)
+    assert {name: id(m) for name, m in model.named_modules()} == before
+    assert not hasattr(model.model, "_uncomp_lorc")
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "kind", "text"),
+    [
+        ("phi3", {}, NotImplementedError, "q_proj of layer 0 of Phi3Attention is missing: fused"),
+        ("llama", {"key_mode": "absorb"}, NotImplementedError, "layer 0 has rotary positions"),
+        ("llama", {"rank_k": 80}, ValueError, "rank_k must be at most the head dim 64; got 80"),
+        ("llama", {"whiten": "calib"}, ValueError, "calibration must be given exactly with"),
+    ],
+)
+def test_what_does_not_fit_is_refused(family, fields, kind, text):
+    model = tiny_model(family, num_hidden_layers=1)
+    with pytest.raises(kind, match=rf"^uncomp\..*{text}"):
+        lorc.compress(model, lorc.LorcConfig(**fields))
+    assert not hasattr(model.model, "_uncomp_lorc")
+
+
+def test_normalised_keys_are_not_absorbed():
+    model = tiny_model("qwen3", num_hidden_layers=1)
+    model.model.rotary_emb.inv_freq.zero_()
+    with pytest.raises(NotImplementedError, match="layer 0 normalises its keys"):
+        lorc.compress(model, lorc.LorcConfig(key_mode="absorb"))
+
+
+@pytest.mark.parametrize(
+    "tokens", [[[1, 2]], torch.ones(3), torch.ones(2, 2), torch.full((1, 3), 199), torch.full((1, 3), -1)], ids=str
+)
+def test_bad_calibration_is_refused(tokens):
+    model = tiny_model("llama", num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"^uncomp\.lorc\.compress: calibration must be"):
+        lorc.compress(model, lorc.LorcConfig(whiten="calib"), calibration=tokens)
+    assert not model.model.layers[0].self_attn.k_proj._forward_hooks
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match=r"^uncomp\.lorc: model must be a model of transformers; got Linear"):
+        lorc.compress(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"^uncomp\.lorc\.compress: config must be a LorcConfig; got dict"):
+        lorc.compress(tiny_model("llama", num_hidden_layers=1), {})
+
+
+def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):
+    model = tiny_model("llama", num_hidden_layers=3)
+    before, real = footprint(model), apply.values_of
+
+    def fails(places, index, *args):
+        if index == 2:
+            raise KeyError("no memory")
+        return real(places, index, *args)
+
+    monkeypatch.setattr(apply, "values_of", fails)
+    with pytest.raises(KeyError):
+        lorc.compress(model)
+    assert same(footprint(model), before)
+
+
+def test_lorc_is_reached_from_the_package():
+    assert uncomp.lorc is lorc

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of which fewer numbers are stored than attention needs: how they come to the cache, and are made again.
+
+A projection of low rank leaves what is to be stored, the latents, in a thread-local slot; the attention function of
+its layer takes them. A codec turns stored rows into the keys that a query meets. Source: docs/policies.md "LoRC".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MARK = "_uncomp_lorc"  # attribute of a text stack whose projections are of low rank
+_slot = threading.local()
+
+
+def leave(owner: object, latent: Tensor) -> None:
+    """Leaves the latents [B, T, heads * rank] of a key projection for the attention that follows it."""
+    _slot.latent = (owner, latent)
+
+
+def take(owner: object) -> Tensor:
+    """What `owner` left last, once.
+
+    Raises:
+        RuntimeError: it left nothing: the keys come from elsewhere.
+    """
+    found = getattr(_slot, "latent", None)
+    _slot.latent = None
+    if found is None or found[0] is not owner:
+        raise RuntimeError("uncomp: the key projection of this layer did not run before its attention")
+    return found[1]
+
+
+def forget() -> None:
+    """Drops what nobody took: the model runs another attention."""
+    _slot.latent = None
+
+
+class KeyCodec(Protocol):
+    """Turns stored rows into keys."""
+
+    rank: int  # numbers that are stored of a key
+    heads: int  # KV heads
+
+    def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
+        """Keys as a query meets them.
+
+        Args:
+            latent: [R, n, rank]. position: [R, n] int, model positions. head: [R] int64, KV head of a row.
+        Returns:
+            [R, n, D].
+        """
+
+
+@dataclass
+class PaddedKeys:
+    """Stored rows are keys whose other channels are zero: the query projection holds the rest."""
+
+    rank: int
+    heads: int
+    head_dim: int
+
+    def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
+        """See KeyCodec."""
+        return torch.nn.functional.pad(latent, (0, self.head_dim - self.rank))
+
+
+@dataclass
+class RotaryKeys:
+    """Stored rows are factors of keys before normalisation and rotation: key = rotate(norm(latent @ basis + bias)).
+
+    A kernel that makes keys again tile by tile reads `projection.basis`, the bias and the model's frequencies here.
+    """
+
+    projection: torch.nn.Module  # has basis [heads, rank, D] and bias [heads * D] or None
+    norm: Callable[[Tensor], Tensor] | None  # of a head's keys
+    angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (like, position [1, n]) -> cos, sin [1, n, rotated]
+
+    @property
+    def rank(self) -> int:
+        """See KeyCodec."""
+        return self.projection.rank
+
+    @property
+    def heads(self) -> int:
+        """See KeyCodec."""
+        return self.projection.heads
+
+    def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
+        """See KeyCodec. 2 R n rank D flops, and the memory of the result about four times."""
+        key = torch.bmm(latent, self.projection.basis.to(latent.dtype)[head])
+        if self.projection.bias is not None:
+            key = key + self.projection.bias.to(key.dtype).view(self.heads, 1, -1)[head]
+        if self.norm is not None:
+            key = self.norm(key)
+        cos, sin = (t.view(*position.shape, -1) for t in self.angles(key, position.reshape(1, -1)))
+        return rotate(key, cos, sin)
+
+
+def rotate(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions in the layout that transformers uses: channel i turns with channel i + rotated / 2.
+
+    Args:
+        key: [..., D]. cos, sin: [..., rotated], the same shape but for the last dimension; further channels stay.
+    """
+    width = cos.shape[-1]
+    turning, rest = key[..., :width], key[..., width:]
+    half = torch.cat((-turning[..., width // 2 :], turning[..., : width // 2]), -1)
+    return torch.cat((turning * cos + half * sin, rest), -1)
+
+
+@dataclass
+class Latents:
+    """New tokens as they are stored in place of their keys."""
+
+    rows: Tensor  # [B, Hkv, T, rank]
+    codec: KeyCodec
+    offset: Tensor | None = None  # [B] int32: model position minus stored position; None where they are equal
+
+
+def arena_keys(
+    codec: KeyCodec,
+    rows: Tensor,
+    slot_position: Tensor,
+    row_start: Tensor,
+    widest: int,
+    rows_of_one: int,
+    offset: Tensor | None,
+) -> Tensor:
+    """Keys of a whole arena, made again: the reference body until attention kernels do it tile by tile.
+
+    Costs 2 C rank D flops and several times C D numbers of memory a call, where C counts rows as if all were as long as
+    the longest.
+
+    Args:
+        rows: [C, rank]. slot_position: [C] int32. row_start: [R + 1] int32. widest: room of the longest row, slots.
+        rows_of_one: cache rows of one sequence. offset: see Latents.
+    Returns:
+        [C, D]; arbitrary in dead slots.
+    """
+    num_rows, capacity = row_start.numel() - 1, rows.shape[0]
+    start = row_start[:-1].long()
+    column = torch.arange(widest, device=rows.device)
+    place = (start.unsqueeze(1) + column).clamp(max=max(capacity - 1, 0))
+    index = torch.arange(num_rows, device=rows.device)
+    position = slot_position[place]
+    if offset is not None:
+        position = position + offset[index // rows_of_one].unsqueeze(1)
+    head = (index % rows_of_one) * codec.heads // rows_of_one
+    keys = codec.keys(rows[place], position, head)
+    slot = torch.arange(capacity, dtype=torch.int32, device=rows.device)
+    row = torch.searchsorted(row_start[1:], slot, right=True).clamp(max=max(num_rows - 1, 0))
+    return keys.flatten(0, 1)[row * widest + slot - start[row]]

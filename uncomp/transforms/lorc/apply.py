@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compress(model, config): projections of low rank take the place of a model's own, layer by layer, until removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp import latent
+from uncomp.transforms.lorc import factors
+from uncomp.transforms.lorc.calibrated import output_moments
+from uncomp.transforms.lorc.config import LorcConfig
+from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys
+from uncomp.transforms.lorc.places import Places
+from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
+
+Progress = Callable[[str], None]
+
+
+class LorcHandle:
+    """What `compress` did, and how to undo it; usable in a `with`.
+
+    Attributes:
+        config: the configuration. ranks: of keys and of values, one a compressible layer.
+        layers: which layers of the model these are.
+        log_kappa: log condition numbers that the schedule followed, one a layer; empty where none were needed.
+    """
+
+    def __init__(
+        self, places: Places, config: LorcConfig, ranks: Ranks, log_kappa: list[float], *, keeps: bool = True
+    ) -> None:
+        self.config, self.ranks, self.layers, self.log_kappa = config, ranks, list(places.layers), list(log_kappa)
+        self._places, self._keeps = places, keeps
+        self._before: list[tuple[torch.nn.Module, str, torch.nn.Module, torch.device]] = []
+        self._bytes = [0, 0]  # of weights before and after
+        setattr(places.stack, latent.MARK, self)
+
+    def replace(self, attention: torch.nn.Module, made: dict[str, torch.nn.Module]) -> None:
+        """Puts modules in the place of a layer's projections, whose weights move to the host's memory or are let go."""
+        for name, module in made.items():
+            before = getattr(attention, name)
+            device = before.weight.device
+            self._bytes[0] += _bytes_of(before)
+            self._bytes[1] += _bytes_of(module)
+            if self._keeps:
+                self._before.append((attention, name, before, device))
+                _move(before, torch.device("cpu"))
+            setattr(attention, name, module)
+
+    def remove(self) -> None:
+        """Gives back the very same weights, on the device where they were; a second call does nothing.
+
+        Raises:
+            RuntimeError: they were not kept.
+        """
+        if getattr(self._places.stack, latent.MARK, None) is not self:
+            return
+        if not self._keeps:
+            raise RuntimeError("uncomp.lorc: the original weights were not kept; load the model again")
+        while self._before:
+            attention, name, module, device = self._before.pop()
+            _move(module, device)
+            setattr(attention, name, module)
+        delattr(self._places.stack, latent.MARK)
+
+    def let_go(self) -> None:
+        """Frees the replaced weights: from now on the factors cannot be removed."""
+        self._keeps, self._before = False, []
+
+    def __enter__(self) -> LorcHandle:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Removes the factors, where the weights were kept."""
+        if self._keeps:
+            self.remove()
+
+    def stats(self) -> dict[str, Any]:
+        """Ranks, the share of key and value channels that is stored, and bytes of the projections before and after.
+
+        kept_share counts layers left as they are with all their channels.
+        """
+        dim = self._places.shape.head_dim
+        wide = [dim if rank is None else rank for rank in (*self.ranks.key, *self.ranks.value)]
+        return {
+            "layers": list(self.layers),
+            "rank_k": list(self.ranks.key),
+            "rank_v": list(self.ranks.value),
+            "kept_share": sum(wide) / (dim * len(wide)),
+            "weight_bytes_before": self._bytes[0],
+            "weight_bytes_after": self._bytes[1],
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        """Writes a checkpoint that `uncomp.lorc.load` reads; see uncomp/transforms/lorc/files.py.
+
+        Args:
+            folder: new or empty. tokenizer: written beside the model where it is given; `load` needs one.
+        Raises:
+            ValueError: the folder holds something already. RuntimeError: the factors were removed.
+        """
+        from uncomp.transforms.lorc.files import save  # which builds handles
+
+        if getattr(self._places.stack, latent.MARK, None) is not self:
+            raise RuntimeError("uncomp.lorc: the factors were removed; compress the model again")
+        save(self._places, self.config, self.ranks, folder, tokenizer)
+
+
+def compress(
+    model: torch.nn.Module,
+    config: LorcConfig | None = None,
+    *,
+    calibration: Tensor | None = None,
+    keep_weights: bool = True,
+    progress: Progress | None = None,
+) -> LorcHandle:
+    """Replaces the key and value projections of a model by factors of low rank.
+
+    The model runs as before, with any attention and any cache. Under `uncomp.patch`, before or after it, the cache
+    stores latents: rank_k + rank_v numbers a token and KV head instead of 2 D. Layers with sliding windows stay.
+
+    Works on one layer at a time, in float64: beside the model one layer's projections and their factors are in memory.
+    Cost: an SVD of D x D a head, and for the schedule "cumulative_condition" one of the whole matrix, twice a layer.
+
+    Args:
+        model: a causal language model of a supported family with q_proj, k_proj, v_proj and o_proj.
+        config: default LorcConfig().
+        calibration: [N, S] int64 tokens, for whiten="calib": N forwards of the decoder.
+        keep_weights: the replaced weights move to the host's memory, so that they can come back; else they are let go.
+        progress: called with a line of text after every layer.
+    Returns:
+        a handle: `.remove()` gives the very same weights back.
+    Raises:
+        TypeError: no LorcConfig, or no model of transformers.
+        ValueError: ranks that do not fit the model, a model that is compressed already, missing or bad calibration.
+        NotImplementedError: a model or projection that cannot be split, with the reason. The model is untouched then.
+    Source: docs/policies.md "LoRC".
+    """
+    config = LorcConfig() if config is None else config
+    if not isinstance(config, LorcConfig):
+        raise TypeError(f"uncomp.lorc.compress: config must be a LorcConfig; got {type(config).__name__}")
+    places = Places(model)
+    if getattr(places.stack, latent.MARK, None) is not None:
+        raise ValueError("uncomp.lorc.compress: the model is compressed already; call .remove() on its handle first")
+    places.check()
+    for index in places.layers:
+        check_key_mode(places, index, config.key_mode)
+    if (calibration is None) != (config.whiten is None):
+        got = "none" if calibration is None else "tokens"
+        raise ValueError(f'uncomp.lorc.compress: calibration must be given exactly with whiten="calib"; got {got}')
+    say = progress or (lambda text: None)
+    heads, count = places.shape.num_kv_heads, len(places.layers)
+    with torch.no_grad():
+        log_kappa = []
+        if needs_kappa(config):
+            for i, index in enumerate(places.layers):
+                attention = places.attention(index)
+                pair = (attention.k_proj, attention.v_proj)
+                log_kappa.append(sum(factors.log_kappa(p.weight, heads, config.kappa) for p in pair))
+                say(f"condition numbers {i + 1}/{count}")
+        ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
+        moments = None if calibration is None else output_moments(places, calibration, say)
+        handle = LorcHandle(places, config, ranks, log_kappa)
+        try:
+            for i, index in enumerate(places.layers):
+                if ranks.key[i] is not None:
+                    one = None if moments is None else moments[i]
+                    handle.replace(places.attention(index), factored(places, index, ranks, i, config, one))
+                say(f"layers {i + 1}/{count}")
+        except BaseException:
+            handle.remove()
+            raise
+    if not keep_weights:
+        handle.let_go()
+    return handle
+
+
+def needs_kappa(config: LorcConfig) -> bool:
+    """Whether ranks follow condition numbers."""
+    free = config.rank_k is None or config.rank_v is None
+    return config.threshold is not None or (free and config.schedule == "cumulative_condition")
+
+
+def check_key_mode(places: Places, index: int, key_mode: str) -> None:
+    """Refuses to absorb keys of a layer where that is not exact.
+
+    Raises:
+        NotImplementedError: the layer rotates or normalises keys, or its rotation changes with the length.
+    """
+    attention = places.attention(index)
+    rotates = places.rotates(attention)
+    why = "has rotary positions" if rotates else "normalises its keys" if _norm(attention) is not None else None
+    if key_mode == "absorb" and why is not None:
+        raise NotImplementedError(
+            f'uncomp.lorc: layer {index} {why}, so keys cannot be absorbed; use key_mode="rebuild"'
+        )
+
+
+def _norm(attention: torch.nn.Module) -> torch.nn.Module | None:
+    return getattr(attention, "k_norm", None)
+
+
+def factored(
+    places: Places, index: int, ranks: Ranks, i: int, config: LorcConfig, moments: tuple[Tensor, Tensor] | None
+) -> dict[str, torch.nn.Module]:
+    """The modules that take the place of a layer's projections.
+
+    Args:
+        index: of the layer in the model. i: among the compressible ones.
+        moments: of its keys and values on calibration tokens, or None.
+    """
+    attention, heads = places.attention(index), places.shape.num_kv_heads
+    bases, matrices = [], []
+    for side, (name, rank) in enumerate((("k_proj", ranks.key[i]), ("v_proj", ranks.value[i]))):
+        whole = factors.per_head(getattr(attention, name).weight, heads)
+        matrices.append(whole)
+        if moments is not None:
+            bases.append(factors.whitened_basis(moments[side].to(whole.device), rank))
+        elif config.svd == "randomised":
+            bases.append(factors.random_basis(whole, rank, config.seed + 2 * i + side))
+        else:
+            bases.append(factors.exact_basis(whole, rank))
+    return keys_of(places, index, config, matrices[0], bases[0]) | values_of(places, index, matrices[1], bases[1])
+
+
+def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, basis: Tensor) -> dict:
+    """Key projection, and with key_mode="absorb" query projection, of one layer."""
+    attention, dim = places.attention(index), places.shape.head_dim
+    like, bias = attention.k_proj.weight, attention.k_proj.bias
+    narrow = factors.down(matrices, basis)
+    if config.key_mode == "rebuild":
+        made = RebuiltKeys(narrow, basis, bias, like)
+        set_codec(places, attention, made)
+        return {"k_proj": made}
+    # A query's product with the bias of the keys is the same for all keys, so the softmax does not see it.
+    made = PaddedProjection(narrow, None, len(basis), dim, like)
+    set_codec(places, attention, made)
+    heads = places.shape.num_q_heads
+    spread = basis.repeat_interleave(heads // len(basis), 0)
+    query = attention.q_proj
+    bias = None if query.bias is None else (spread @ query.bias.double().view(heads, dim, 1)).flatten()
+    weight = factors.down(factors.per_head(query.weight, heads), spread)
+    return {"k_proj": made, "q_proj": PaddedProjection(weight, bias, heads, dim, query.weight)}
+
+
+def set_codec(places: Places, attention: torch.nn.Module, made: torch.nn.Module) -> None:
+    """Tells a key projection how its latents become keys."""
+    if isinstance(made, RebuiltKeys):
+        made.codec = latent.RotaryKeys(made, _norm(attention), places.angles(attention))
+    else:
+        made.codec = latent.PaddedKeys(made.rank, made.heads, made.head_dim)
+
+
+def values_of(places: Places, index: int, matrices: Tensor, basis: Tensor) -> dict:
+    """Value and output projection of one layer."""
+    attention, shape = places.attention(index), places.shape
+    value, output = attention.v_proj, attention.o_proj
+    weight, bias = factors.folded_output(output.weight, output.bias, basis, value.bias)
+    return {
+        "v_proj": PaddedProjection(factors.down(matrices, basis), None, len(basis), shape.head_dim, value.weight),
+        "o_proj": FoldedOutput(weight, bias, shape.num_q_heads, shape.head_dim, output.weight),
+    }
+
+
+def _bytes_of(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    for parameter in module.parameters():  # the parameters stay the same objects, with the same bits
+        parameter.data = parameter.data.to(device)

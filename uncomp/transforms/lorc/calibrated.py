@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second moments of what key and value projections give on calibration tokens: all that whitening needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from uncomp.transforms.lorc.places import Places
+
+
+def output_moments(places: Places, tokens: Tensor, say: Callable[[str], None]) -> list[tuple[Tensor, Tensor]]:
+    """Runs tokens through the decoder, a sequence at a time, without a cache.
+
+    Args:
+        tokens: [N, S] int64.
+        say: called with a line of text after each sequence.
+    Returns:
+        of every compressible layer the moments of keys and values before their bias: two of [Hkv, D, D] float64, sums
+        over all tokens, on the layer's device. 16 Hkv D D bytes a layer.
+    Raises:
+        ValueError: tokens of another shape or dtype, or outside the vocabulary; states that are not finite.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
+        got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"uncomp.lorc.compress: calibration must be [N, S] int64 tokens; got {got}")
+    most = places.model.get_input_embeddings().num_embeddings
+    if int(tokens.min()) < 0 or int(tokens.max()) >= most:
+        raise ValueError(f"uncomp.lorc.compress: calibration must be tokens from 0 to {most - 1}; got others")
+    heads, dim = places.shape.num_kv_heads, places.shape.head_dim
+    moments, hooks = [], []
+
+    def add(module: torch.nn.Module, args: tuple, output: Tensor, total: Tensor) -> None:
+        wide = output.detach().double()
+        if module.bias is not None:
+            wide = wide - module.bias.double()
+        wide = wide.view(-1, heads, dim).transpose(0, 1)
+        total += wide.mT @ wide
+
+    try:
+        for index in places.layers:
+            attention, pair = places.attention(index), []
+            for module in (attention.k_proj, attention.v_proj):
+                total = torch.zeros(heads, dim, dim, dtype=torch.float64, device=module.weight.device)
+                hooks.append(module.register_forward_hook(lambda m, args, out, total=total: add(m, args, out, total)))
+                pair.append(total)
+            moments.append(tuple(pair))
+        device = places.model.get_input_embeddings().weight.device
+        for i, row in enumerate(tokens):
+            places.stack(input_ids=row.unsqueeze(0).to(device), use_cache=False)
+            say(f"calibration {i + 1}/{len(tokens)}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for i, pair in enumerate(moments):
+        if not all(total.isfinite().all() for total in pair):
+            raise ValueError(f"uncomp.lorc.compress: calibration gave NaN or infinity in layer {places.layers[i]}")
+    return moments

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compressed model in a folder: what transformers writes without the replaced projections, and beside it the factors.
+
+FOLDER/uncomp_lorc.json        version, configuration, ranks
+FOLDER/uncomp_lorc.safetensors factors by the names of the modules that hold them
+The rest is an ordinary folder of transformers, so `from_pretrained` makes the model and `attach` completes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp import latent
+from uncomp.transforms.lorc.apply import LorcHandle, check_key_mode, set_codec
+from uncomp.transforms.lorc.config import LorcConfig
+from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys
+from uncomp.transforms.lorc.places import NAMES, Places
+from uncomp.transforms.lorc.schedule import Ranks
+
+RECORD, FACTORS = "uncomp_lorc.json", "uncomp_lorc.safetensors"
+VERSION = 1
+_BAD = "uncomp.lorc.load"
+
+
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a model that was compressed here."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """A folder that a checkpoint may be written to.
+
+    Raises:
+        ValueError: it holds something already, is a file, or lies in no folder.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f'uncomp.lorc: folder "{folder}" must be new or empty; it holds something')
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f'uncomp.lorc: folder "{folder}" must lie in a folder that exists; it does not')
+    return path
+
+
+def save(
+    places: Places, config: LorcConfig, ranks: Ranks, folder: str | os.PathLike[str], tokenizer: Any = None
+) -> None:
+    """Writes a compressed model; nothing is left behind if that fails.
+
+    Raises:
+        ValueError: see check_target.
+    """
+    from safetensors.torch import save_file
+
+    path = check_target(folder)
+    model = places.model
+    names = {id(module): name for name, module in model.named_modules()}
+    replaced = {}
+    for i, index in enumerate(places.layers):
+        if ranks.key[i] is None:
+            continue
+        attention = places.attention(index)
+        for name in NAMES:
+            if isinstance(getattr(attention, name), (RebuiltKeys, PaddedProjection, FoldedOutput)):
+                module = getattr(attention, name)
+                replaced[f"{names[id(attention)]}.{name}"] = module
+    factors = {
+        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        for name, module in replaced.items()
+        for key, tensor in module.state_dict().items()
+    }
+    rest = {key: tensor for key, tensor in model.state_dict().items() if key not in factors}
+    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    try:
+        model.save_pretrained(partial, state_dict=rest)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        save_file(factors, partial / FACTORS)
+        record = {
+            "version": VERSION,
+            "config": config.to_dict(),
+            "layers": list(places.layers),
+            "rank_k": list(ranks.key),
+            "rank_v": list(ranks.value),
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle:
+    """Completes a model that `from_pretrained(folder)` made: its missing projections are replaced by the factors.
+
+    Args:
+        model: of the same sizes; the weights of its key, value and output projections are let go.
+        folder: a checkpoint of low rank.
+    Returns:
+        a handle whose `.remove()` raises: the original weights are not in the folder.
+    Raises:
+        ValueError: no such checkpoint, a damaged one, or one of another model. The model is untouched then.
+    """
+    config, ranks, layers = _record(Path(folder))
+    places = Places(model)
+    if getattr(places.stack, latent.MARK, None) is not None:
+        raise ValueError(f"{_BAD}: the model is compressed already")
+    if layers != places.layers:
+        raise ValueError(f'{_BAD}: folder "{folder}" is of layers {layers}; the model has {places.layers}')
+    places.check()
+    names = {id(module): name for name, module in model.named_modules()}
+    made = []
+    with _opened(Path(folder)) as factors, torch.no_grad():
+        for i, index in enumerate(layers):
+            if ranks.key[i] is None:
+                continue
+            check_key_mode(places, index, config.key_mode)
+            attention = places.attention(index)
+            prefix = names[id(attention)]
+            made.append((attention, _modules(places, attention, prefix, ranks, i, config, factors)))
+    handle = LorcHandle(places, config, ranks, [], keeps=False)
+    for attention, modules in made:
+        handle.replace(attention, modules)
+    return handle
+
+
+def _record(folder: Path) -> tuple[LorcConfig, Ranks, list[int]]:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        if record["version"] != VERSION:
+            raise ValueError(f"version {record['version']} is not {VERSION}")
+        ranks = Ranks(tuple(record["rank_k"]), tuple(record["rank_v"]))
+        layers = [int(i) for i in record["layers"]]
+        if not len(ranks.key) == len(ranks.value) == len(layers):
+            raise ValueError("ranks and layers differ in number")
+        return LorcConfig.from_dict(record["config"]), ranks, layers
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{_BAD}: "{folder / RECORD}" cannot be read ({_line(error)})') from error
+
+
+def _opened(folder: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(folder / FACTORS, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f'{_BAD}: "{folder / FACTORS}" cannot be read ({_line(error)})') from error
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+
+
+def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, config: LorcConfig, factors: Any) -> dict:
+    """The modules of one layer, filled from a file; shapes are those that the model and the ranks ask for."""
+    shape, have = places.shape, set(factors.keys())
+    dim, heads, queries = shape.head_dim, shape.num_kv_heads, shape.num_q_heads
+    rank_k, rank_v = ranks.key[i], ranks.value[i]
+    width, out = attention.k_proj.weight.shape[1], attention.o_proj.weight.shape[0]
+
+    def read(name: str, key: str, *wanted: int, optional: bool = False) -> Tensor | None:
+        full = f"{prefix}.{name}.{key}"
+        if full not in have:
+            if optional:
+                return None
+            raise ValueError(f"{_BAD}: {FACTORS} must hold {full}; it does not")
+        tensor = factors.get_tensor(full)
+        if tensor.shape != wanted:
+            raise ValueError(f"{_BAD}: {full} must be {list(wanted)}; got {list(tensor.shape)}")
+        return tensor
+
+    like = {name: getattr(attention, name).weight for name in NAMES}
+    made = {}
+    narrow = read("k_proj", "down", heads * rank_k, width)
+    if config.key_mode == "rebuild":
+        basis = read("k_proj", "basis", heads, rank_k, dim)
+        bias = read("k_proj", "bias", heads * dim, optional=True)
+        made["k_proj"] = RebuiltKeys(narrow, basis, bias, like["k_proj"])
+    else:
+        made["k_proj"] = PaddedProjection(narrow, None, heads, dim, like["k_proj"])
+        bias = read("q_proj", "bias", queries * rank_k, optional=True)
+        down = read("q_proj", "down", queries * rank_k, width)
+        made["q_proj"] = PaddedProjection(down, bias, queries, dim, like["q_proj"])
+    set_codec(places, attention, made["k_proj"])
+    made["v_proj"] = PaddedProjection(read("v_proj", "down", heads * rank_v, width), None, heads, dim, like["v_proj"])
+    weight, bias = read("o_proj", "weight", out, queries * rank_v), read("o_proj", "bias", out, optional=True)
+    made["o_proj"] = FoldedOutput(weight, bias, queries, dim, like["o_proj"])
+    return made

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model's projections are, whether they can be replaced, and how its keys are rotated."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp.config import UncompConfig
+from uncomp.models import describe, family_of
+
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
+_HOST_ROPE = ("dynamic", "longrope")
+_PLACES = (0, 1, 7, 1000)  # positions at which a rotation that is none shows nothing
+
+
+class Places:
+    """The attention modules of a model whose caches can be compressed.
+
+    Attributes:
+        stack: the module that owns the decoder layers.
+        layers: their indices in the model. shape: sizes of the model.
+
+    Raises:
+        NotImplementedError: the model's family is not known or cannot be compressed, with the reason.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        if not hasattr(model, "get_input_embeddings") or not hasattr(model, "config"):
+            raise TypeError(f"uncomp.lorc: model must be a model of transformers; got {type(model).__name__}")
+        self.family = family_of(model.config)
+        facts = describe(model.config, UncompConfig(skip_sliding=True))
+        self.model, self.stack = model, self.family.text_stack(model)
+        self.shape, self.layers = facts.shape, facts.managed
+
+    def attention(self, index: int) -> torch.nn.Module:
+        """The attention module of layer `index` of the model."""
+        return self.family.attention(self.stack.layers[index])
+
+    def check(self) -> None:
+        """Refuses projections that cannot be replaced.
+
+        Raises:
+            NotImplementedError: names the layer, the projection and why.
+        """
+        uses = Counter(
+            p.untyped_storage().data_ptr()
+            for _, p in self.model.named_parameters(remove_duplicate=False)
+            if p.device.type != "meta"
+        )
+        for index in self.layers:
+            attention = self.attention(index)
+            for name in NAMES:
+                where = f"uncomp.lorc: {name} of layer {index} of {type(attention).__name__}"
+                found = getattr(attention, name, None)
+                if found is None:
+                    raise NotImplementedError(f"{where} is missing: fused projections cannot be split")
+                if type(found) is not torch.nn.Linear:
+                    raise NotImplementedError(
+                        f"{where} is a {type(found).__name__}; only torch.nn.Linear can be split, not quantised or "
+                        "adapted weights"
+                    )
+                weight = found.weight
+                if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                    raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
+                if weight.device.type == "meta":
+                    raise NotImplementedError(
+                        f"{where} is not in memory (offloaded); load the model without offloading"
+                    )
+                if uses[weight.untyped_storage().data_ptr()] > 1:
+                    raise NotImplementedError(
+                        f"{where} shares its weight with another module; tied weights cannot be split"
+                    )
+
+    def angles(self, attention: torch.nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The model's own rotary embedding for one layer: (like, position [1, n]) to cos and sin [1, n, rotated].
+
+        Raises:
+            NotImplementedError: its frequencies change with the length of the text.
+        """
+        rope = getattr(self.model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+        kinds = {rope.get("rope_type")} | {v.get("rope_type") for v in rope.values() if isinstance(v, dict)}
+        if kinds & set(_HOST_ROPE):
+            raise NotImplementedError(
+                f"uncomp.lorc: rotary embeddings of type {', '.join(kinds & set(_HOST_ROPE))} change with the length, "
+                "so stored keys cannot be rotated again"
+            )
+        rotary = self.stack.rotary_emb
+        if "layer_type" in inspect.signature(rotary.forward).parameters:
+            return functools.partial(_typed_angles, rotary, attention.layer_type)
+        return rotary
+
+    def rotates(self, attention: torch.nn.Module) -> bool:
+        """Whether positions change a layer's keys."""
+        weight = attention.k_proj.weight
+        place = torch.tensor([_PLACES], device=weight.device)
+        cos, sin = self.angles(attention)(weight.new_zeros(1, dtype=torch.float32), place)
+        return bool((cos != 1).any() or (sin != 0).any())
+
+
+def _typed_angles(rotary: Any, layer_type: str, like: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    return rotary(like, position, layer_type)
