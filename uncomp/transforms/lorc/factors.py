@@ -63,8 +63,8 @@ def random_basis(matrices: Tensor, rank: int, seed: int) -> Tensor:
     width = rank + _MORE
     if width >= min(matrices.shape[1:]):
         return exact_basis(matrices, rank)
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(heads, matrices.shape[2], width, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = torch.randn(heads, matrices.shape[2], width, generator=generator, dtype=torch.float64, device="cpu")
     found = torch.linalg.qr(matrices @ start.to(matrices.device)).Q  # [heads, D, width]
     for _ in range(_POWER):
         found = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.mT @ found).Q).Q
