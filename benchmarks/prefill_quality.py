@@ -134,7 +134,7 @@ def table(found: Sequence[dict]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, and after each row what has been measured so far to the JSON file."""
-    from uncomp.cli_prefill import _stages, _tokens
+    from uncomp.cli_prefill import stages_of, tokens_of
     from uncomp.hf.environment import best_device, best_dtype
     from uncomp.hf.load import load_model
 
@@ -144,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--windows", type=int, default=2, help="continuations a context")
     parser.add_argument("--needles", type=int, default=3, help="needles a context")
-    parser.add_argument("--stages", type=_stages, default="profile", help="first layers of the stages")
+    parser.add_argument("--stages", type=stages_of, default="profile", help="first layers of the stages")
     parser.add_argument("--profile", help="whose curve gives the stages")
-    parser.add_argument("--n-min", type=_tokens, default=1536)
+    parser.add_argument("--n-min", type=tokens_of, default=1536)
     parser.add_argument("--budget", type=int, default=BUDGET)
     parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--json", type=Path)

@@ -16,12 +16,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prefill", "tokens leave the prompt between stages of layers (docs/method.md)")
     group.add_argument(
         "--stages",
-        type=_stages,
+        type=stages_of,
         metavar="0,2,...",
         help="first layers of the stages, fixed (published, of 32 or 40 layers) or profile; turns pruning on",
     )
-    group.add_argument("--n-min", type=_tokens, metavar="N|SHARE", help="tokens of the last stage; default 1536")
-    group.add_argument("--n-max", type=_tokens, metavar="N|SHARE", help="tokens to fall from; default the prompt's")
+    group.add_argument("--n-min", type=tokens_of, metavar="N|SHARE", help="tokens of the last stage; default 1536")
+    group.add_argument("--n-max", type=tokens_of, metavar="N|SHARE", help="tokens to fall from; default the prompt's")
     group.add_argument("--n-step", type=int, metavar="N", help="tokens fewer from stage to stage; default: evenly")
 
 
@@ -40,12 +40,14 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
     return {"prefill": PrefillPruning(**given)}
 
 
-def _stages(text: str) -> str | tuple[int, ...]:
+def stages_of(text: str) -> str | tuple[int, ...]:
+    """Layers, where the text is a list of them."""
     parts = [part.strip() for part in text.split(",")]
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else text
 
 
-def _tokens(text: str) -> int | float:
+def tokens_of(text: str) -> int | float:
+    """Whole tokens, or a share."""
     for kind in (int, float):
         try:
             return kind(text)
