@@ -57,7 +57,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--policy",
         action="append",
         metavar="NAME[:FIELD=VALUE,...]",
-        help=f"repeatable; {', '.join(known_policies())}; default uncomp",
+        help=f"repeatable; standard (those that every table names), {', '.join(known_policies())}; default uncomp",
     )
     parser.add_argument("--budget", action="append", type=_budget, metavar="N|SHARE", help="repeatable; default 384")
     parser.add_argument("--data", required=True, metavar="PATH", help="the benchmark's own files")

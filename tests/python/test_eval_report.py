@@ -158,6 +158,16 @@ def test_what_differs_is_another_table(runs, capsys):
     assert text.count("\n## needle") == 3
 
 
+def test_longbench_e_by_length(tmp_path, capsys):
+    path = write(tmp_path / "runs", "full", None, [1.0, 0.0, 1.0], task="longbench", settings={"e": True})
+    lines = [json.loads(line) for line in (path / "examples.jsonl").read_text().splitlines()]
+    for line, bucket in zip(lines, ("0-4k", "0-4k", "8k+"), strict=True):
+        line["details"] = {"bucket": bucket}
+    (path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, text, _, _ = report(tmp_path, capsys)
+    assert "| full |  | 50.00 (n = 2) | \u2013 (n = 0) | 100.00 (n = 1) |" in text
+
+
 def test_rows_of_a_table_have_the_same_records(runs, capsys):
     write(runs / "runs", "tova", 40, [1.0] * 4)
     ((table,), text, _, _) = report(runs, capsys)

@@ -249,7 +249,7 @@ MAY_IMPORT = {
     "eval.sample": {"testing"},
     "eval.hub": set(),
     "eval.tables": {"eval.bootstrap", "eval.folder", "eval.runs"},
-    "eval.report": {"eval.tables"},
+    "eval.report": {"eval.tables", "eval.tasks.longbench"},
     "eval.runner": {
         "eval",
         "eval.agreement",

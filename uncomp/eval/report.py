@@ -7,9 +7,11 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from uncomp.eval.tables import Row, Table
+from uncomp.eval.tables import Row, Table, value_of
+from uncomp.eval.tasks.longbench import BUCKETS
 
 DASH = "\u2013"  # where there is no value; never 0
 FIGURES = (
@@ -129,7 +131,30 @@ def _section(table: Table) -> list[str]:
         lines += [f"| {name} | {budget} | missing |" + " |" * (len(head) - 3) for name in absent]
     if full is None:
         lines.append("| full | | missing |" + " |" * (len(head) - 3))
-    return [*lines, "", *_notes(table), ""]
+    return [*lines, "", *_by_length(table), *_notes(table), ""]
+
+
+def _by_length(table: Table) -> list[str]:
+    """LongBench-E: scores of each bucket of length; a bucket without records has none."""
+    if not table.config.get("settings", {}).get("e"):
+        return []
+    names = [label for _, label in BUCKETS]
+    lines = [
+        "| policy | budget | " + " | ".join(f"{name} words" for name in names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for row in table.rows:
+        cells = []
+        for name in names:
+            found = [
+                value_of(record, table.task)
+                for run in row.runs
+                for key, record in run.records.items()
+                if key in table.keys and record["details"]["bucket"] == name
+            ]
+            cells.append(f"{fmean(found):.2f} (n = {len(found) // len(row.runs)})" if found else f"{DASH} (n = 0)")
+        lines.append(f"| {row.label} | {'' if row.budget is None else row.budget} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _best(table: Table, rows: list[Row], shown: list[str]) -> dict[str, list[Row]]:

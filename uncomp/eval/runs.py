@@ -14,6 +14,8 @@ from uncomp.config import UncompConfig
 from uncomp.eval.folder import RunFolder, run_name
 
 MODES = ("aware", "agnostic")
+STANDARD = ("full", "streaming_llm", "snapkv", "pyramidkv", "adakv", "uncomp", "uncomp:order=random")  # of every table
+RANDOM_SEEDS = 5
 _HOW = ("graph", "compile", "max_new_tokens")  # fields of a config that change no result
 
 
@@ -90,6 +92,12 @@ def _plain(text: str) -> Any:
     return text
 
 
+def standard() -> list[str]:
+    """What `--policy standard` stands for: the policies that every table names, random groups under several seeds."""
+    drawn = [f"{STANDARD[-1]},seed={seed}" for seed in range(RANDOM_SEEDS)]
+    return [*STANDARD[:-1], *drawn]
+
+
 def plan(
     policies: Sequence[str],
     budgets: Sequence[int | float],
@@ -102,17 +110,18 @@ def plan(
     """Every run of a call; `full` once, and first, because the others are compared with it.
 
     Args:
-        policies: as `parse_policy` takes them. budgets: for each of them.
+        policies: as `parse_policy` takes them, or "standard". budgets: for each of them.
         seed: for policies that draw, where the policy names none.
         skip_sliding: leave sliding-window layers alone, for all.
-        shared: fields for all policies but `full`, over what they name themselves.
+        shared: fields for all policies, over what they name themselves; for `full` the decode rule alone.
     Raises:
         ValueError: a bad policy, field or budget, or the same run twice.
     """
     runs: list[Run] = []
-    for text in policies:
+    for text in [name for given in policies for name in (standard() if given == "standard" else [given])]:
         name, fields = parse_policy(text)
-        fields = {"seed": seed, "skip_sliding": skip_sliding, **fields} | ({} if name == "full" else dict(shared or {}))
+        fixed = {key: value for key, value in (shared or {}).items() if name != "full" or key == "decode"}
+        fields = {"seed": seed, "skip_sliding": skip_sliding, **fields, **fixed}
         for budget in [None] if name == "full" else budgets:
             given = {"budget": 1.0 if budget is None else budget, **fields}
             config = UncompConfig(policy=name, **given)

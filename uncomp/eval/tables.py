@@ -16,10 +16,9 @@ from typing import Any
 
 from uncomp.eval.bootstrap import interval
 from uncomp.eval.folder import RUN, SUMMARY, read_records
-from uncomp.eval.runs import parse_policy
+from uncomp.eval.runs import STANDARD, parse_policy
 
 EQUAL = 0.01  # stored tokens may differ by this share
-ALWAYS = ("full", "streaming_llm", "snapkv", "pyramidkv", "adakv", "uncomp", "uncomp:order=random")
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,14 @@ class Table:
     mode: str
     config: dict[str, Any]
     rows: list[Row]
-    count: int  # records that all rows have
+    keys: frozenset[str]  # records that all rows have
     left: int  # records that some rows have and others not
     missing: list[tuple[str, Any]]  # policy, budget
+
+    @property
+    def count(self) -> int:
+        """Records that all rows have."""
+        return len(self.keys)
 
     @property
     def lower_is_better(self) -> bool:
@@ -153,17 +157,17 @@ def _table(runs: list[Finished], seed: int) -> Table:
     rows = [_row(label, budget, some, keys, task, seed) for (label, budget), some in by_row.items()]
     rows.sort(key=lambda row: (row.label != "full", _order(row.label), row.label))
     config = {name: value for name, value in runs[0].about["config"].items() if name != "cache"}
-    table = Table(task, runs[0].summary["mode"], config, rows, len(keys), len(set.union(*every)) - len(keys), [])
+    table = Table(task, runs[0].summary["mode"], config, rows, frozenset(keys), len(set.union(*every)) - len(keys), [])
     _compare(table, keys, seed)
     for budget in table.budgets():
-        table.missing += [(name, budget) for name in ALWAYS if name != "full" and table.row(name, budget) is None]
+        table.missing += [(name, budget) for name in STANDARD if name != "full" and table.row(name, budget) is None]
     if table.row("full", None) is None:
         table.missing.insert(0, ("full", None))
     return table
 
 
 def _order(label: str) -> int:
-    return ALWAYS.index(label) if label in ALWAYS else len(ALWAYS)
+    return STANDARD.index(label) if label in STANDARD else len(STANDARD)
 
 
 def value_of(record: dict[str, Any], task: str) -> float:

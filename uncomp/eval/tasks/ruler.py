@@ -156,7 +156,7 @@ class _Maker:
     def _fit(self, name: str, length: int, room: int, at: Callable[[int], Made]) -> Made:
         """A size, in tokens of hay, whose whole prompt has at most `room` tokens and not many fewer."""
         best, near = None, max(32, length // 100)
-        fits, too_long, size = -1, room + 1, room
+        fits, too_long, size = -1, 4 * room, room  # sizes are about tokens: words of lists have fewer
         for tries in range(24):
             made = at(size)
             spare = room - len(encode(self.tokenizer, f"{made.context}\n{made.question}{made.prefix}")[0])
