@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from uncomp import cli
+from uncomp import cli, cli_report
 from uncomp.eval.bootstrap import interval
 
 
@@ -77,6 +77,13 @@ def report(folder, capsys, *options):
         list(csv.DictReader(io.StringIO((out / "report.csv").read_text()))),
         err,
     )
+
+
+@pytest.fixture(autouse=True)
+def drawing(request, monkeypatch):
+    """Only tests of figures draw them: that takes longer than all the rest."""
+    if "figures" not in request.node.name and "matplotlib" not in request.node.name:
+        monkeypatch.setattr(cli_report, "_draw", lambda made, out: None)
 
 
 @pytest.fixture

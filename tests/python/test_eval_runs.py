@@ -15,6 +15,9 @@ def test_fields_of_a_policy():
         "groups": 8, "order": "random", "shape": (512, 256), "value_norm": True, "spread": "2/3", "profile": "a.json",
     }  # fmt: skip
     assert parse_policy("adakv:options.alpha=0.3") == ("adakv", {"policy_options": {"alpha": 0.3}})
+    pruned = parse_policy("uncomp:prefill.stages=0+2,prefill.n_min=0.5")[1]
+    assert pruned == {"prefill": {"stages": (0, 2), "n_min": 0.5}}
+    assert plan(["uncomp:prefill.stages=0+2,prefill.n_min=0.5"], [64], ["aware"], seed=1)[0].config.prefill.n_min == 0.5
     assert parse_policy("snapkv") == ("snapkv", {})
 
 
@@ -22,6 +25,7 @@ def test_fields_of_a_policy():
     ("text", "wanted"),
     [
         ("uncomp:groups", "--policy must be NAME:field=value"),
+        ("uncomp:prefill=3", "unknown field prefill; known: rows,"),
         ("uncomp:budget=3", "unknown field budget; known: rows,"),
         ("uncomp:value_norm=maybe", "field value_norm must be true or false; got maybe"),
     ],

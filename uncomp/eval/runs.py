@@ -16,6 +16,8 @@ from uncomp.eval.folder import RunFolder, run_name
 MODES = ("aware", "agnostic")
 STANDARD = ("full", "streaming_llm", "snapkv", "pyramidkv", "adakv", "uncomp", "uncomp:order=random")  # of every table
 RANDOM_SEEDS = 5
+_GROUPS = {"options": "policy_options", "prefill": "prefill"}
+_ELSEWHERE = ("policy", "budget", "compression_ratio", "policy_options", "prefill")  # said in other ways
 _HOW = ("graph", "compile", "max_new_tokens")  # fields of a config that change no result
 
 
@@ -49,7 +51,8 @@ class Run:
 def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
     """A policy's name and the fields behind it: "uncomp:groups=8,order=random".
 
-    Values of a list are joined by "+": shape=512+256. Values of a policy's own are named options.NAME.
+    Values of a list are joined by "+": shape=512+256. A policy's own are named options.NAME, those of a PrefillPruning
+    prefill.NAME.
 
     Raises:
         ValueError: a field that UncompConfig does not have, or a value that it cannot have.
@@ -61,11 +64,12 @@ def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"uncomp eval: --policy must be NAME:field=value,...; got {text}")
-        if key.startswith("options."):
-            fields.setdefault("policy_options", {})[key.removeprefix("options.")] = _plain(value)
+        group, dot, inner = key.partition(".")
+        if dot and group in _GROUPS:
+            fields.setdefault(_GROUPS[group], {})[inner] = _list(value) if inner == "stages" else _plain(value)
             continue
-        if key not in kinds or key in ("policy", "budget", "compression_ratio", "policy_options"):
-            known = ", ".join(k for k in kinds if k not in ("policy", "budget", "compression_ratio", "policy_options"))
+        if key not in kinds or key in _ELSEWHERE:
+            known = ", ".join(k for k in kinds if k not in _ELSEWHERE)
             raise ValueError(f"uncomp eval: --policy {text}: unknown field {key}; known: {known}")
         fields[key] = _typed(key, kinds[key], value)
     return name, fields
@@ -73,14 +77,18 @@ def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
 
 def _typed(key: str, kind: Any, text: str) -> Any:
     if key == "shape":
-        parts = text.split("+")
-        return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else text
+        return _list(text)
     kinds = typing.get_args(kind) or (kind,)
     if kind is bool or bool in kinds:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"uncomp eval: --policy field {key} must be true or false; got {text}")
         return text.lower() == "true"
     return _plain(text) if {int, float} & set(kinds) else text
+
+
+def _list(text: str) -> Any:
+    parts = text.split("+")
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else text
 
 
 def _plain(text: str) -> Any:

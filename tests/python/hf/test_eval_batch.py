@@ -22,6 +22,7 @@ POLICIES = {
     "uncomp, tuned": {"budget": 48, "preset": "tuned"},
     "uncomp, grow": {"budget": 48, "decode": "grow"},
     "uncomp, deleted": {"budget": 48, "delete_heads": 1},
+    "uncomp, pruned": {"budget": 48, "prefill": {"stages": [0, 2], "n_min": 0.6}},
     "adakv": {"budget": 48},
     "snapkv": {"budget": 48},
     "pyramidkv": {"budget": 48},
