@@ -140,6 +140,7 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
     import torch
 
     from uncomp.calibration.fingerprint import model_hash
+    from uncomp.eval.folder import commit
     from uncomp.hf.environment import best_device, best_dtype, environment, quiet
     from uncomp.hf.load import load_model
 
@@ -155,6 +156,7 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
         "model_type": text.model_type,
         "versions": {
             "uncomp": uncomp.__version__,
+            "commit": commit(),
             "torch": torch.__version__,
             "transformers": environment()["transformers"],
         },

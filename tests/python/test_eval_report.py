@@ -54,7 +54,8 @@ def write(folder, policy, budget, hits, *, stored=40.0, task="needle", mode="awa
     lines = []
     for i, value in enumerate(hits):
         lines.append({
-            "subset": "ab"[i % 2], "id": str(i), "index": i, "score": {"hit": value}, "new_tokens": 3,
+            "subset": "ab"[i % 2], "id": str(i), "index": i, "new_tokens": 3,
+            "score": {"hit": value, "rouge1": value / 2},
             "stored": {"mean": stored, "end": stored}, "bytes": {"kv": 2**20, "allocated": 2**21, "full": 2**23},
             "seconds": {"prefill": 0.5, "decode": 0.25}, "warmup": i == 0, "uncompressed": False,
             "details": {"length": 500 + 100 * (i % 3), "depth": 50 * (i // 3)},
@@ -112,6 +113,8 @@ def test_scores_and_differences(runs, capsys):
     assert found["snapkv"]["to_uncomp"][0] == pytest.approx(found["snapkv"]["score"] - found["uncomp"]["score"])
     assert found["uncomp"]["to_full"][0] == pytest.approx(-100 / 6) and found["full"]["to_full"] is None
     assert found["uncomp"]["to_uncomp"] is None
+    assert found["uncomp"]["metrics"] == {"hit": pytest.approx(500 / 6), "rouge1": pytest.approx(250 / 6)}
+    assert "| to uncomp | rouge1 | stored |" in text and "| 41.67 |" in text
     assert found["uncomp"]["share"] == 0.1 and found["uncomp"]["tokens_per_second"] == pytest.approx(8.0)
     cells = {(line["policy"], line["subset"]): line for line in lines}
     assert float(cells["uncomp", "all"]["score"]) == pytest.approx(500 / 6)

@@ -63,6 +63,7 @@ def _values(table: Table, row: Row) -> dict[str, Any]:
         "window": row.runs[0].summary["window"],
         "pool": row.runs[0].summary["pool"],
         **row.figures,
+        "metrics": row.metrics,
         "subsets": row.subsets,
     }
 
@@ -118,6 +119,7 @@ def _section(table: Table) -> list[str]:
     ppl = table.lower_is_better
     extra = ["KL", "equal argmax"] if ppl else ["agreement", "answer evicted", "consensus"]
     head = ["policy", "budget", *shown, "average" if shown else "score", "95 %", "to full", "to uncomp"]
+    head += _further(table)
     head += ["stored", "share", "bytes", "prefill s", "tokens/s", *extra]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     full = table.row("full", None)
@@ -185,6 +187,7 @@ def _line(table: Table, row: Row, shown: list[str], bold: set[str]) -> str:
     cells += [strong(name, number(row.subsets[name])) for name in shown]
     cells += [strong("", score), f"{row.bounds[0]:.2f} to {row.bounds[1]:.2f}"]
     cells += [_apart(table, row.to_full, False), _apart(table, row.to_uncomp, True)]
+    cells += [number(row.metrics.get(name)) for name in _further(table)]
     cells += [stored, number(f["share"], 2, 100) + " %", number(f["kv_bytes"], 2, 2**-20) + " MiB"]
     cells += [number(f["prefill_seconds"], 3), number(f["tokens_per_second"], 1)]
     if table.lower_is_better:
@@ -192,6 +195,11 @@ def _line(table: Table, row: Row, shown: list[str], bold: set[str]) -> str:
     else:
         cells += [number(f["agreement"], 3), number(f["evicted_answer"], 3), number(f["head_consensus"], 3)]
     return "| " + " | ".join(cells) + " |"
+
+
+def _further(table: Table) -> list[str]:
+    """Metrics beside the one that counts, where all records have them."""
+    return list(table.rows[0].metrics)[1:] if len({tuple(row.metrics) for row in table.rows}) == 1 else []
 
 
 def _apart(table: Table, apart: tuple[float, float, float] | None, judge: bool) -> str:

@@ -58,6 +58,7 @@ class Row:
     to_full: tuple[float, float, float] | None = None  # difference, low, high
     to_uncomp: tuple[float, float, float] | None = None
     subsets: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # all of a record's scores by name, 0 to 100
     figures: dict[str, float | None] = field(default_factory=dict)
     equal: bool = True  # stores what the row it is compared with stores, within 1 %
 
@@ -210,6 +211,8 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
             found += [] if value is None else [value]
         return fmean(found) if found else None
 
+    if task != "perplexity":
+        row.metrics = {name: 100 * (mean("score", name) or 0.0) for name in records[0]["score"]}
     stored = mean("stored", "end")
     kept_in = ("score",) if task == "perplexity" else ("agreement",)
     steady = [r for r in records if not r.get("warmup")] or records

@@ -63,6 +63,7 @@ def test_records(finished):
     assert sum(record["warmup"] for record in found) == 1
     about = json.loads((finished / "uncomp-40-aware/run.json").read_text())
     assert {r["config"] for r in found} == {about["hash"]}
+    assert set(about["versions"]) == {"uncomp", "commit", "torch", "transformers"}
     assert len(about["files"]) == 4 and all(len(digest) == 64 for digest in about["files"].values())
 
 
