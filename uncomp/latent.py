@@ -20,26 +20,37 @@ _slot = threading.local()
 
 
 def leave(owner: object, latent: Tensor) -> None:
-    """Leaves the latents [B, T, heads * rank] of a key projection for the attention that follows it."""
-    _slot.latent = (owner, latent)
+    """Leaves the latents [B, T, heads * rank] of a projection for the attention that follows it."""
+    if not hasattr(_slot, "latents"):
+        _slot.latents = {}
+    _slot.latents[id(owner)] = latent
 
 
 def take(owner: object) -> Tensor:
     """What `owner` left last, once.
 
     Raises:
-        RuntimeError: it left nothing: the keys come from elsewhere.
+        RuntimeError: it left nothing: keys or values come from elsewhere.
     """
-    found = getattr(_slot, "latent", None)
-    _slot.latent = None
-    if found is None or found[0] is not owner:
-        raise RuntimeError("uncomp: the key projection of this layer did not run before its attention")
-    return found[1]
+    found = getattr(_slot, "latents", {}).pop(id(owner), None)
+    if found is None:
+        raise RuntimeError("uncomp: the projections of this layer did not run before its attention")
+    return found
 
 
 def forget() -> None:
     """Drops what nobody took: the model runs another attention."""
-    _slot.latent = None
+    _slot.latents = {}
+
+
+def run_exactly(on: bool) -> None:
+    """From now on projections of this thread that hold their original give what that gives, or no longer do."""
+    _slot.exact = on
+
+
+def is_exact() -> bool:
+    """Whether this thread is in a prompt that runs exactly (LorcConfig.exact_prefill)."""
+    return getattr(_slot, "exact", False)
 
 
 class KeyCodec(Protocol):
@@ -117,9 +128,10 @@ def rotate(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class Latents:
-    """New tokens as they are stored in place of their keys."""
+    """New tokens as they are stored in place of their keys and values."""
 
-    rows: Tensor  # [B, Hkv, T, rank]
+    rows: Tensor  # [B, Hkv, T, rank], of keys
+    values: Tensor  # [B, Hkv, T, rank of values]
     codec: KeyCodec
     offset: Tensor | None = None  # [B] int32: model position minus stored position; None where they are equal
 

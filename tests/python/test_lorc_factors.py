@@ -211,7 +211,11 @@ def test_latents_reach_the_attention_of_their_own_projection_once():
     rows = torch.zeros(1, 2, 3)
     latent.leave(owner, rows)
     assert latent.take(owner) is rows
-    for leave in (lambda: None, lambda: latent.leave(other, rows), latent.forget):
+    for leave in (
+        lambda: None,
+        lambda: latent.leave(other, rows),
+        lambda: (latent.leave(owner, rows), latent.forget()),
+    ):
         leave()
-        with pytest.raises(RuntimeError, match=r"^uncomp: the key projection of this layer did not run"):
+        with pytest.raises(RuntimeError, match=r"^uncomp: the projections of this layer did not run"):
             latent.take(owner)

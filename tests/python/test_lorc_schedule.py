@@ -90,6 +90,7 @@ def test_full_rank_is_full_in_every_layer():
         ({"kappa": "head"}, "kappa must be one of"),
         ({"key_mode": "both"}, "key_mode must be one of"),
         ({"whiten": "yes"}, "whiten must be one of"),
+        ({"exact_prefill": 1.5}, "exact_prefill must be one of True, False"),
         ({"svd": "randomised", "whiten": "calib"}, 'svd must be "exact" where whiten is given'),
         ({"rank_k": 24}, "rank_k must be a positive multiple of 16"),
         ({"rank_v": (16, 0)}, "rank_v must be a positive multiple of 16"),

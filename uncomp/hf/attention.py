@@ -11,7 +11,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from uncomp.hf.cache import UncompCache
 from uncomp.hf.shared import take_pending
-from uncomp.latent import Latents, PaddedKeys, take
+from uncomp.latent import Latents, PaddedKeys, is_exact, take
 
 __all__ = ["UncompCache", "attention_forward", "attention_mask"]
 
@@ -58,7 +58,7 @@ def attention_forward(
             shared.clock.begin(query.shape[0], query.shape[2], attention_mask, kwargs.get("position_ids"))
         # Under autocast rotary gives float32 queries and keys; they meet at the dtype of the values, as in sdpa.
         states = (query.to(value.dtype), key.to(value.dtype), value, float(scale))
-        out = layer.attend(*states, *_latents(module, states[1], shared))
+        out = layer.attend(*states, _latents(module, states[1], value, shared))
     except BaseException:
         shared.clock.fail()
         raise
@@ -67,22 +67,23 @@ def attention_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _latents(module, key: Tensor, shared) -> tuple[Latents | None, int | None]:
-    """What is stored in place of the keys, and leading channels of the values that are; None, None: all as it is."""
+def _latents(module, key: Tensor, value: Tensor, shared) -> Latents | None:
+    """What is stored in place of keys and values; None: they are."""
     projection = getattr(module, "k_proj", None)
     codec = getattr(projection, "codec", None)
     if codec is None:
-        return None, None
+        return None
     if shared.compressor.policy.delete_heads:
         raise NotImplementedError(
             "uncomp: delete_heads copies outputs of heads, which a model of low rank (uncomp.lorc) has in different "
             "bases; leave one of the two out"
         )
-    if isinstance(codec, PaddedKeys):
-        rows = key[..., : codec.rank]
-    else:
+    rows, values = key[..., : codec.rank], value[..., : module.v_proj.rank]
+    if not isinstance(codec, PaddedKeys) or is_exact():
         rows = take(projection).unflatten(-1, (codec.heads, codec.rank)).transpose(1, 2).to(key.dtype)
-    return Latents(rows, codec), module.v_proj.rank
+    if is_exact():
+        values = take(module.v_proj).unflatten(-1, (codec.heads, -1)).transpose(1, 2).to(value.dtype)
+    return Latents(rows, values, codec)
 
 
 def _check(module, mask, dropout, kwargs) -> None:

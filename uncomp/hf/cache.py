@@ -176,20 +176,18 @@ class UncompLayer(CacheLayerMixin):
         value: Tensor,
         scale: float,
         latent: Latents | None = None,
-        value_dim: int | None = None,
     ) -> Tensor:
         """Attention of the new tokens over themselves and what is stored; then they are stored.
 
         Args:
             query: [B, Hq, T, D]. key: [B, Hkv, T, D]. value: [B, Hkv, T, Dv]. All rotated.
-            latent: what is stored of the keys; None: the keys.
-            value_dim: leading channels of the values that are stored, the others being 0; None: all.
+            latent: what is stored; None: keys and values.
         Returns:
-            [B, Hq, T, Dv], or of the leading channels alone; 0 at padding.
+            [B, Hq, T, Dv], or where stored tokens took part the width of stored values; 0 at padding.
         """
         clock, config = self.shared.clock, self.shared.config
         chunk = clock.chunk
-        self._same_width(latent, value.shape[3] if value_dim is None else value_dim)
+        self._same_width(latent, (value if latent is None else latent.values).shape[3])
         if latent is not None:
             latent.offset = self.shared.offset(query.device)
         if not self.shared.recording:
@@ -201,16 +199,17 @@ class UncompLayer(CacheLayerMixin):
                 if not self.shared.recording:
                     self.make_room(1)
                     self.ragged.count(1)
-                value = value[..., :value_dim]
+                value = value if latent is None else latent.values
                 return eviction.decode_step(self.ragged, config, query, key, value, position, scale, latent)
         pack = self.shared.prompt()[2]
         if pack is None:
-            return self._take_in(query, key, value, scale, latent, value_dim)
+            return self._take_in(query, key, value, scale, latent)
         if latent is not None:
-            latent = Latents(extension.moved(latent.rows, pack.to(query.device)), latent.codec, latent.offset)
+            rows, values = (extension.moved(t, pack.to(query.device)) for t in (latent.rows, latent.values))
+            latent = Latents(rows, values, latent.codec, latent.offset)
 
         def run(*states) -> Tensor:
-            return self._take_in(*states, latent, value_dim)
+            return self._take_in(*states, latent)
 
         return extension.packed(pack, run, query, key, value, scale)
 
@@ -225,25 +224,23 @@ class UncompLayer(CacheLayerMixin):
                 "a new cache"
             )
 
-    def _take_in(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None, value_dim: int | None
-    ) -> Tensor:
+    def _take_in(self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None) -> Tensor:
         """Attends densely, with gradients where they are on; what is stored is never part of a graph."""
         if self.ragged is None:
             out = dense_attention(query, key, value, self.shared.prompt()[0], scale)
             with torch.no_grad():
                 if self.shared.pruned is not None:
                     self.shared.pruned.score(self.index, query, key, scale)
-                self._store(query, key, value[..., :value_dim], scale, latent)
+                self._store(query, key, value, scale, latent)
             return out
         with torch.no_grad():
-            return self._store(query, key, value[..., :value_dim], scale, latent)
+            return self._store(query, key, value, scale, latent)
 
     def _store(self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None) -> Tensor | None:
         shared, chunk = self.shared, self.shared.clock.chunk
         query, key, value = query.detach(), key.detach(), value.detach()
         if latent is not None:
-            latent.rows = latent.rows.detach()
+            latent.rows, value = latent.rows.detach(), latent.values.detach()
         out = None
         if self.ragged is not None:
             before = self.ragged.key_rows

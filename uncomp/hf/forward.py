@@ -16,7 +16,7 @@ from uncomp.graph import Recordings
 from uncomp.hf.cache import UncompCache, new_layers
 from uncomp.hf.hidden import HiddenPruning
 from uncomp.hf.shared import SharedState
-from uncomp.latent import MARK
+from uncomp.latent import MARK, run_exactly
 from uncomp.report import Ledger, ledger_of
 
 
@@ -130,6 +130,9 @@ class Forwards(NotCopied):
             shared.checked = shared.verdict = None
         if self._hidden is not None:
             self._hidden.begin(shared, given, states)
+        low_rank = getattr(stack, MARK, None)
+        if low_rank is not None and low_rank.config.exact_prefill:
+            run_exactly(shared.clock.columns == 0 and shared.clock.chunk.lengths is not None)
         self._active.shared, self._last = shared, weakref.ref(cache)
         return args, kwargs
 
@@ -141,6 +144,7 @@ class Forwards(NotCopied):
             return
         self._active.shared = None
         shared.hooked = False
+        run_exactly(False)
         if self._hidden is not None:
             self._hidden.end(shared)
         if output is None or shared.waiting or not (shared.replayed or shared.complete()):

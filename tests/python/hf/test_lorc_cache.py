@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from lorc_support import compressed_and_dense, difference, generated, prompt
+from lorc_support import compressed_and_dense, difference, generated, prompt, with_biases
 
 import uncomp
 from uncomp import lorc
@@ -193,3 +193,41 @@ def test_deleted_heads_are_refused(pair):
     cfg = uncomp.UncompConfig(delete_heads=1, budget=BUDGET)
     with uncomp.patch(pair[0], cfg), pytest.raises(NotImplementedError, match=r"^uncomp: delete_heads copies outputs"):
         pair[0](prompt()[0], use_cache=True)
+
+
+# ---- prompts that run exactly
+@pytest.mark.parametrize("mode", ["rebuild", "absorb"])
+def test_an_exact_prompt_stores_what_the_factors_give_of_exact_states(mode):
+    """The prompt's logits are the original's; stored rows are its keys and values times the bases; a step after it
+    runs on the factors."""
+    model = with_biases(tiny_model("qwen2", num_hidden_layers=2))
+    if mode == "absorb":
+        model.model.rotary_emb.inv_freq.zero_()
+    ids, mask = prompt()
+    stock = {}
+    for i, layer in enumerate(model.model.layers):
+        for name in ("k_proj", "v_proj"):
+            proj = getattr(layer.self_attn, name)
+            proj.register_forward_hook(lambda m, a, out, k=(i, name): stock.__setitem__(k, out - m.bias))
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask).logits[mask.bool()]
+    known = dict(stock)
+    with lorc.compress(model, lorc.LorcConfig(rho=0.5, key_mode=mode, exact_prefill=True)) as low:
+        with uncomp.patch(model, config("full", decode="grow")), torch.no_grad():
+            out = model(ids, attention_mask=mask, use_cache=True)
+            assert (out.logits[mask.bool()] - want).abs().max() < 1e-6
+            for i, layer in enumerate(model.model.layers):
+                attention, rows = layer.self_attn, out.past_key_values.layers[i]
+                for name, held in (("k_proj", rows.keys), ("v_proj", rows.values)):
+                    made = getattr(attention, name)
+                    exact = known[i, name][0].view(70, 4, 64)  # of the first sequence, which has no padding
+                    narrow = made.down.double().view(4, made.rank, -1)
+                    basis = narrow @ torch.linalg.pinv(made.exact.weight.double().view(4, 64, -1))
+                    wanted = torch.einsum("thd,hrd->htr", exact.double(), basis)
+                    first = held[: 4 * (70 + 512)].view(4, 70 + 512, -1)[:, :70]
+                    assert (first - wanted).abs().max() < 1e-4
+            seen = torch.cat([mask, mask.new_ones(2, 1)], 1)
+            step = model(ids[:, :1], attention_mask=seen, past_key_values=out.past_key_values).logits
+            assert step.isfinite().all()
+        with pytest.raises(NotImplementedError, match=r"^uncomp\.lorc: exact_prefill needs the original weights"):
+            low.save_pretrained("nowhere")

@@ -45,9 +45,13 @@ class LorcHandle:
             before = getattr(attention, name)
             device = before.weight.device
             self._bytes[0] += _bytes_of(before)
-            self._bytes[1] += _bytes_of(module)
+            self._bytes[1] += _bytes_of(module)  # before it may hold the original
             if self._keeps:
                 self._before.append((attention, name, before, device))
+            if self.config.exact_prefill:
+                module.exact = before
+                self._bytes[1] += _bytes_of(before)
+            elif self._keeps:
                 _move(before, torch.device("cpu"))
             setattr(attention, name, module)
 
@@ -103,11 +107,14 @@ class LorcHandle:
             folder: new or empty. tokenizer: written beside the model where it is given; `load` needs one.
         Raises:
             ValueError: the folder holds something already. RuntimeError: the factors were removed.
+            NotImplementedError: prompts run exactly, on weights that a checkpoint of factors does not have.
         """
         from uncomp.transforms.lorc.files import save  # which builds handles
 
         if getattr(self._places.stack, latent.MARK, None) is not self:
             raise RuntimeError("uncomp.lorc: the factors were removed; compress the model again")
+        if self.config.exact_prefill:
+            raise NotImplementedError("uncomp.lorc: exact_prefill needs the original weights, which a checkpoint lacks")
         save(self._places, self.config, self.ranks, folder, tokenizer)
 
 
@@ -153,6 +160,10 @@ def compress(
     if (calibration is None) != (config.whiten is None):
         got = "none" if calibration is None else "tokens"
         raise ValueError(f'uncomp.lorc.compress: calibration must be given exactly with whiten="calib"; got {got}')
+    if config.exact_prefill and not keep_weights:
+        raise ValueError(
+            "uncomp.lorc.compress: keep_weights must be True with exact_prefill, which uses them; got False"
+        )
     say = progress or (lambda text: None)
     heads, count = places.shape.num_kv_heads, len(places.layers)
     with torch.no_grad():

@@ -29,6 +29,8 @@ class LorcConfig:
         key_mode: "rebuild" (keys are made again from what is stored, then rotated) or "absorb" (into the query
             projection; exact, for models without rotary positions and without normalised keys).
         whiten: None (plain SVD) or "calib" (errors are weighed by calibration tokens, which `compress` then needs).
+        exact_prefill: under `uncomp.patch` prompts run with the original weights, which then stay in memory, and what
+            is stored of them is of low rank; later tokens, and models that are not patched, run with the factors.
         svd: "exact" or "randomised" (a seeded range finder with two power iterations).
         seed: of the randomised one.
 
@@ -45,6 +47,7 @@ class LorcConfig:
     rank_v: int | tuple[int, ...] | None = None
     key_mode: Literal["rebuild", "absorb"] = "rebuild"
     whiten: Literal["calib"] | None = None
+    exact_prefill: bool = False
     svd: Literal["exact", "randomised"] = "exact"
     seed: int = 0
 
@@ -60,6 +63,7 @@ class LorcConfig:
             ("kappa", ("layer", "per_head_mean")),
             ("key_mode", ("rebuild", "absorb")),
             ("whiten", (None, "calib")),
+            ("exact_prefill", (True, False)),
             ("svd", ("exact", "randomised")),
         ):
             wanted = "one of " + ", ".join(map(repr, allowed))

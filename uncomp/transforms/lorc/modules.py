@@ -32,6 +32,7 @@ class RebuiltKeys(torch.nn.Module):
 
     def __init__(self, down: Tensor, basis: Tensor, bias: Tensor | None, like: Tensor) -> None:
         super().__init__()
+        self.exact: torch.nn.Module | None = None  # the original, where prompts run exactly
         self.heads, self.rank, self.head_dim = basis.shape
         self.down, self.basis, self.bias = (_parameter(t, like) for t in (down, basis, bias))
 
@@ -39,6 +40,8 @@ class RebuiltKeys(torch.nn.Module):
         """[..., E] to [..., heads * D]."""
         rows = linear(states, self.down)
         latent.leave(self, rows)
+        if self.exact is not None and latent.is_exact():
+            return self.exact(states)
         keys = torch.einsum("...hr,hrd->...hd", rows.unflatten(-1, (self.heads, self.rank)), self.basis.to(rows.dtype))
         return keys.flatten(-2) if self.bias is None else keys.flatten(-2) + self.bias.to(keys.dtype)
 
@@ -54,13 +57,17 @@ class PaddedProjection(torch.nn.Module):
 
     def __init__(self, down: Tensor, bias: Tensor | None, heads: int, head_dim: int, like: Tensor) -> None:
         super().__init__()
+        self.exact: torch.nn.Module | None = None  # the original, where prompts run exactly
         self.heads, self.rank, self.head_dim = heads, down.shape[0] // heads, head_dim
         self.down, self.bias = _parameter(down, like), _parameter(bias, like)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., E] to [..., heads * D]."""
-        rows = linear(states, self.down, self.bias).unflatten(-1, (self.heads, self.rank))
-        return pad(rows, (0, self.head_dim - self.rank)).flatten(-2)
+        rows = linear(states, self.down, self.bias)
+        if self.exact is not None and latent.is_exact():
+            latent.leave(self, rows)
+            return self.exact(states)
+        return pad(rows.unflatten(-1, (self.heads, self.rank)), (0, self.head_dim - self.rank)).flatten(-2)
 
 
 class FoldedOutput(torch.nn.Module):
@@ -72,12 +79,15 @@ class FoldedOutput(torch.nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, heads: int, head_dim: int, like: Tensor) -> None:
         super().__init__()
+        self.exact: torch.nn.Module | None = None  # the original, where prompts run exactly
         self.heads, self.rank, self.head_dim = heads, weight.shape[1] // heads, head_dim
         self.weight, self.bias = _parameter(weight, like), _parameter(bias, like)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., Hq * rank], or [..., Hq * D] of which only the first channels of each head count; to [..., E]."""
-        latent.forget()  # of keys, where an attention ran that does not store them
+        latent.forget()  # where an attention ran that does not store them
+        if self.exact is not None and latent.is_exact():
+            return self.exact(states)
         if states.shape[-1] != self.heads * self.rank:
             states = states.unflatten(-1, (self.heads, self.head_dim))[..., : self.rank].flatten(-2)
         return linear(states, self.weight, self.bias)
