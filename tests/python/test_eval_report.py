@@ -201,6 +201,7 @@ def test_perplexity_is_better_where_it_is_lower(tmp_path, capsys):
     assert found["uncomp"]["score"] == pytest.approx(math.exp(2.1))
     assert found["snapkv"]["to_full"] == pytest.approx([math.exp(0.3)] * 3)
     assert found["uncomp"]["kl"] == pytest.approx(0.1)
+    assert f"| {math.exp(0.2):.3f}x ({math.exp(0.2):.3f} to {math.exp(0.2):.3f}) |" in text
     assert f"**{math.exp(2.1):.2f}**" in text and f"**{math.exp(2.3):.2f}**" not in text
 
 

@@ -120,7 +120,7 @@ def _section(table: Table) -> list[str]:
     extra = ["KL", "equal argmax"] if ppl else ["agreement", "answer evicted", "consensus"]
     head = ["policy", "budget", *shown, "average" if shown else "score", "95 %", "to full", "to uncomp"]
     head += _further(table)
-    head += ["stored", "share", "bytes", "prefill s", "tokens/s", *extra]
+    head += ["stored", "share", "MiB", "prefill s", "tokens/s", *extra]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     full = table.row("full", None)
     if full is not None:
@@ -188,7 +188,7 @@ def _line(table: Table, row: Row, shown: list[str], bold: set[str]) -> str:
     cells += [strong("", score), f"{row.bounds[0]:.2f} to {row.bounds[1]:.2f}"]
     cells += [_apart(table, row.to_full, False), _apart(table, row.to_uncomp, True)]
     cells += [number(row.metrics.get(name)) for name in _further(table)]
-    cells += [stored, number(f["share"], 2, 100) + " %", number(f["kv_bytes"], 2, 2**-20) + " MiB"]
+    cells += [stored, number(f["share"], 2, 100) + " %", number(f["kv_bytes"], 2, 2**-20)]
     cells += [number(f["prefill_seconds"], 3), number(f["tokens_per_second"], 1)]
     if table.lower_is_better:
         cells += [number(f["kl"], 4), number(f["equal_argmax"], 3)]
@@ -207,7 +207,9 @@ def _apart(table: Table, apart: tuple[float, float, float] | None, judge: bool) 
         return DASH
     if judge and _none(table, apart):
         return f"no difference shown ({apart[1]:.2f} to {apart[2]:.2f})"
-    return f"{apart[0]:.3f}x" if table.lower_is_better else f"{apart[0]:+.2f} ({apart[1]:+.2f} to {apart[2]:+.2f})"
+    if table.lower_is_better:
+        return f"{apart[0]:.3f}x ({apart[1]:.3f} to {apart[2]:.3f})"
+    return f"{apart[0]:+.2f} ({apart[1]:+.2f} to {apart[2]:+.2f})"
 
 
 def _notes(table: Table) -> list[str]:
