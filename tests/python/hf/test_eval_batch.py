@@ -54,11 +54,11 @@ def test_a_batch_is_its_prompts_alone(model, device, prompts, name, agnostic):
     together = outcomes(model, config, [prompts], agnostic)
     alone = outcomes(model, config, [[prompt] for prompt in prompts], agnostic)
     for prompt, one, other in zip(prompts, together, alone, strict=True):
-        for field in ("per_row", "context", "end"):
-            assert getattr(one, field) == getattr(other, field), field
+        for field in ("context", "end"):
+            assert getattr(one, field) == pytest.approx(getattr(other, field)), field
         assert {**one.bytes, "votes": 0} == {**other.bytes, "votes": 0}
         if device == "cpu":  # elsewhere sums of a batch may round otherwise
-            assert (one.tokens, one.kept) == (other.tokens, other.kept)
+            assert (one.tokens, one.per_row, one.kept) == (other.tokens, other.per_row, other.kept)
         assert len(one.tokens) == NEW
         whole, behind = len(prompt.ids), len(prompt.ids) - prompt.boundary
         if policy == "full":
