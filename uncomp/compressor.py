@@ -165,6 +165,8 @@ class Compressor:
         prompt = isinstance(view, PromptView)
         if not prompt:  # what was evicted is gone: a row may have fewer candidates than its limit
             stored = slots
+        whole = prompt and view.original is None and measured.kept is None
+        whole = whole and all(s == n * self.shape.rows for s, n in zip(stored, view.seen, strict=True))
         index, index_start = ops.select_tokens(
             measured.scores,
             view.length,
@@ -195,7 +197,7 @@ class Compressor:
             free=config.max_new_tokens if config.grows else None,
             kept=measured.kept.row if measured.kept else None,
             source=measured.kept.source if measured.kept else None,
-            recent=min(config.window, min(view.seen, default=0)),
+            recent=min(view.seen, default=0) if whole else min(config.window, min(view.seen, default=0)),
             codec=view.coded[0],
             offset=view.coded[1],
         )

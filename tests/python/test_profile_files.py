@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """calibration.files: tables beside a profile, the hub without the network, the profiles that come with the package."""
 
+import hashlib
 import json
 import os
 import signal
@@ -130,3 +131,74 @@ def test_a_profile_of_the_package(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_policy(UncompConfig(profile=name), shape)
+
+
+# ---- damage
+TABLES = ("entropy", "entropy_full", "entropy_spread", "erank", "erank_spread", "rank_votes")
+
+
+def saved(tmp_path, change):
+    path = tmp_path / "p.json"
+    made(**FULL).save(path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def without_tables(data, arrays):
+    for name in TABLES:
+        del data[name]
+    data["arrays"] = arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda d: d.update(rank_votes=None), "rank_votes must hold kv_head and query_head; got NoneType"),
+        (lambda d: d.update(rank_votes=1.5), "rank_votes must hold kv_head and query_head; got float"),
+        (lambda d: d["curve"].__setitem__(0, 10**400), "curve must hold finite numbers"),
+        (lambda d: d["entropy"][0].__setitem__(0, 10**400), "entropy must hold finite numbers"),
+        (lambda d: d["entropy"][0].__setitem__(0, 3.0), r"entropy must lie in \[0, 1\]; got 3.0"),
+        (lambda d: d["entropy_full"][0].__setitem__(0, -1.0), r"entropy_full must lie in \[0, 1\]; got -1.0"),
+        (lambda d: d["run"].update(k=0), "run.k must be at least 1; got 0"),
+        (lambda d: d["run"].update(seqlen=-1), "run.seqlen must be at least 1; got -1"),
+        (lambda d: d["run"].update(reductions={}), 'run.reductions must say "mean" or "max" for entropy; got {}'),
+        (lambda d: d["stability"]["kv_head"].update(layer=True), r"stability.kv_head.layer must lie in \[-1, 1\]"),
+        (lambda d: without_tables(d, {"file": 5, "sha256": "x"}), "must name the file and sha256 of its arrays"),
+        (lambda d: without_tables(d, {"file": "", "sha256": "x"}), "must name the file and sha256 of its arrays"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_profile_is_named_with_what_is_wrong(tmp_path, change, wrong):
+    path = saved(tmp_path, change)
+    with pytest.raises(ValueError, match=f"^uncomp.calibration: .*{wrong}.*") as error:
+        HeadProfile.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_arrays_that_are_no_safetensors_file(tmp_path):
+    pytest.importorskip("safetensors")
+    content = b"12345678 and so on"
+    (tmp_path / "a.safetensors").write_bytes(content)
+    arrays = {"file": "a.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
+    with pytest.raises(ValueError, match=r"^uncomp.calibration: .*a\.safetensors is no safetensors file"):
+        HeadProfile.load(saved(tmp_path, lambda data: without_tables(data, arrays)))
+
+
+def test_a_number_of_thousands_of_digits_and_a_folder(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"format": ' + 5000 * "1" + "}")
+    with pytest.raises(ValueError, match=r"^uncomp.calibration: .*p\.json is not a whole JSON file"):
+        HeadProfile.load(path)
+    with pytest.raises(ValueError, match=r"^uncomp.calibration: .* is a folder, not a profile"):
+        HeadProfile.load(tmp_path)
+
+
+def test_nothing_but_a_file_is_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(OSError, match=r"cannot be written \(it is a folder or a device, not a file\)"):
+            files.replace_file(path, b"content")
+    assert pipe.is_fifo() and [p.name for p in tmp_path.iterdir()] == ["pipe"]

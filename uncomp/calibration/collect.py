@@ -212,6 +212,8 @@ def _writable(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     if path.is_dir():
         raise refuse(f'out "{path}" must be a file; it is a folder')
+    if path.exists() and not path.is_file():
+        raise refuse(f'out "{path}" must be a file; it is a device or a pipe')
     try:
         clear_parts(path)
         replace_file(path.with_name(f"{path.name}.try"), b"")

@@ -28,9 +28,12 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file beside and renames it: a reader sees the old file or the whole new one.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; begins with "uncomp.calibration". Nothing is left.
+        OSError: the folder cannot be written, the disk is full, or the path is a folder or a device; begins with
+            "uncomp.calibration". Nothing is left.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f'uncomp.calibration: "{path}" cannot be written (it is a folder or a device, not a file)')
     beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
@@ -126,9 +129,11 @@ def shipped_names() -> list[str]:
 
 def read(cls: type, path: Path, records: dict[str, type]) -> Any:
     """See HeadProfile.load; `records` says which entries are dataclasses."""
+    if path.is_dir():
+        raise refuse(f"{path} is a folder, not a profile")
     try:
         data = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise refuse(f"{path} is not a whole JSON file ({error})") from error
     if not isinstance(data, dict) or "format" not in data:
         raise refuse(f"{path} is not a head profile: it has no entry named format")
@@ -150,8 +155,9 @@ def read(cls: type, path: Path, records: dict[str, type]) -> Any:
         if said not in (None, profile.elbow):
             raise refuse(f"elbow must be {profile.elbow}, as the spectrum says; got {said!r}")
         return profile
-    except ValueError as error:
-        raise ValueError(f"{error} (in {path})") from error
+    except (ValueError, OverflowError) as error:
+        text = f"{error}" if str(error).startswith("uncomp") else f"uncomp.calibration: {error}"
+        raise ValueError(f"{text} (in {path})") from error
 
 
 def is_profile(path: str | os.PathLike[str]) -> bool:
@@ -164,7 +170,8 @@ def is_profile(path: str | os.PathLike[str]) -> bool:
 
 
 def _read_tables(path: Path, arrays: Any) -> dict[str, Any]:
-    if not isinstance(arrays, dict) or set(arrays) != {"file", "sha256"} or Path(arrays["file"]).name != arrays["file"]:
+    named = isinstance(arrays, dict) and set(arrays) == {"file", "sha256"} and isinstance(arrays["file"], str)
+    if not named or not arrays["file"] or Path(arrays["file"]).name != arrays["file"]:
         raise refuse(f"{path} must name the file and sha256 of its arrays; got {arrays!r}")
     beside = path.with_name(arrays["file"])
     try:
@@ -176,7 +183,11 @@ def _read_tables(path: Path, arrays: Any) -> dict[str, Any]:
     if hashlib.sha256(content).hexdigest() != arrays["sha256"]:
         raise refuse(f"{beside} is damaged or belongs to another profile than {path}: its sha256 differs")
     values: dict[str, Any] = {name: None for name in _TABLES} | {"rank_votes": {}}
-    for name, tensor in _safetensors().load(content).items():
+    try:
+        tables = _safetensors().load(content)
+    except Exception as error:  # safetensors has an error type of its own
+        raise refuse(f"{beside} is no safetensors file ({first_line(error)})") from error
+    for name, tensor in tables.items():
         table, _, rows = name.partition(".")
         if rows:
             values[table][rows] = tensor.tolist()

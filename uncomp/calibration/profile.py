@@ -92,6 +92,11 @@ class HeadProfile:
         for name, allowed in (("kind", STATISTICS), ("tensor", TENSORS), ("rope", ("after", "before"))):
             if getattr(run, name) not in allowed:
                 raise refuse(f"run.{name} must be one of {', '.join(allowed)}; got {getattr(run, name)!r}")
+        if run.reductions.get("entropy") not in ("mean", "max"):
+            raise refuse(f'run.reductions must say "mean" or "max" for entropy; got {run.reductions}')
+        for name in ("samples", "seqlen", "k"):
+            if getattr(run, name) < 1:
+                raise refuse(f"run.{name} must be at least 1; got {getattr(run, name)}")
         for field in dataclasses.fields(self):
             if field.name not in ("model", "run", "rank_votes", "stability"):
                 object.__setattr__(self, field.name, tuples(getattr(self, field.name)))

@@ -83,6 +83,8 @@ def _given(tokens: Tensor) -> tuple[Tensor, str]:
 
 def _tokenised(tokenizer: Any, texts: str | Sequence[str]) -> tuple[Tensor, str]:
     """The tokens of texts joined by two newlines, and the sha256 of that text."""
+    if not isinstance(texts, (str, Sequence)):
+        raise TypeError(f"uncomp.calibrate: texts must be strings, or tokens [N] int64; got {type(texts).__name__}")
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):

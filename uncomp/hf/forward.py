@@ -114,6 +114,10 @@ class Forwards(NotCopied):
                 return None
             cache = UncompCache(self._model, self._config)
             args, kwargs = (), {**given, "past_key_values": cache}
+        if states.dim() < 2 or 0 in states.shape[:2]:
+            raise ValueError(
+                f"uncomp: a forward needs [B, T] tokens, B and T at least 1; got a tensor {list(states.shape)}"
+            )
         shared = self._adopt(cache)
         mask = given.get("attention_mask")
         if isinstance(mask, dict):

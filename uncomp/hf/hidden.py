@@ -21,6 +21,13 @@ from uncomp.hf.clock import Clock
 from uncomp.hf.shared import SharedState
 from uncomp.pruning import PrunedPrompt
 
+# Options of generate under which a first forward is not the prompt.
+_NO_WHOLE_PROMPT = {
+    "prefill_chunk_size": "a chunk cannot know which tokens the end of the prompt will look at",
+    "prompt_lookup_num_tokens": "the drafts behind the prompt would choose its tokens",
+    "assistant_model": "the drafts behind the prompt would choose its tokens",
+    "assistant_early_exit": "the drafts behind the prompt would choose its tokens",
+}
 _FOLLOW = ("position_ids", "attention_mask")  # beside position_embeddings, what a layer gets of every token
 
 
@@ -151,11 +158,17 @@ class HiddenPruning:
                 f"uncomp: logits_to_keep must be an integer from 1 to {newest}, because {why}; got {got}"
                 + (" (all tokens)" if got == 0 else "")
             )
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._stack.parameters()):
+        states = given.get("inputs_embeds")
+        wanted = any(p.requires_grad for p in self._stack.parameters()) or (states is not None and states.requires_grad)
+        if torch.is_grad_enabled() and wanted:
             raise NotImplementedError("uncomp: a prompt is pruned without gradients: call under torch.no_grad()")
 
     def _wrap_generate(self) -> tuple[Callable | None, Callable | None]:
-        """Refuses a prompt in chunks, which no forward can tell from several turns; (wrapper, what stood there)."""
+        """Refuses a prompt in chunks or with drafts behind it, which no forward can tell from others.
+
+        Returns:
+            (wrapper, what stood there).
+        """
         model, before = self._model, vars(self._model).get("generate")
         if not hasattr(model, "generate"):
             return None, None
@@ -166,13 +179,14 @@ class HiddenPruning:
             config = kwargs.get("generation_config") or next(
                 (a for a in args if hasattr(a, "prefill_chunk_size")), None
             )
-            found = [getattr(c, "prefill_chunk_size", None) for c in (config, model.generation_config)]
-            size = kwargs.get("prefill_chunk_size", next((s for s in found if s is not None), None))
-            if size is not None and self._hooks:
-                raise NotImplementedError(
-                    "uncomp: prefill_chunk_size must be left out where prompts are pruned, because a chunk cannot know "
-                    f"which tokens the end of the prompt will look at; got {size}"
-                )
+            for name, why in _NO_WHOLE_PROMPT.items():
+                found = [getattr(c, name, None) for c in (config, model.generation_config)]
+                value = kwargs.get(name, next((v for v in found if v is not None), None))
+                if value is not None and self._hooks:
+                    got = value if isinstance(value, int) else type(value).__name__
+                    raise NotImplementedError(
+                        f"uncomp: {name} must be left out where prompts are pruned, because {why}; got {got}"
+                    )
             return inner(*args, **kwargs)
 
         model.generate = generate

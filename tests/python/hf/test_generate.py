@@ -137,6 +137,20 @@ def test_prompt_lookup_decoding(model):
         assert torch.equal(stock, run(model, repeated, prompt_lookup_num_tokens=4))
 
 
+@pytest.mark.parametrize("budget", [1.0, 400])
+def test_more_drafts_than_the_window_are_taken_back_where_nothing_was_dropped(model, budget):
+    ids = prompt(1, 60)
+    ids[0, -3:] = ids[0, 10:13]  # drafts come from behind the first occurrence
+    stock = run(model, ids, prompt_lookup_num_tokens=20)
+    with uncomp.patch(model, uncomp.UncompConfig(budget=budget, decode="grow")):
+        assert torch.equal(stock, run(model, ids, prompt_lookup_num_tokens=20))
+    with (
+        uncomp.patch(model, uncomp.UncompConfig(budget=30, decode="grow")),
+        pytest.raises(ValueError, match="at most 8 tokens can be cropped, because older ones were compressed"),
+    ):
+        run(model, ids, prompt_lookup_num_tokens=20)
+
+
 def turns(m, ids, mask, *, only_new=False):
     """Two turns on one cache: all ids again, or only the new ones."""
     first = run(m, ids, mask, return_dict_in_generate=True)

@@ -95,6 +95,18 @@ def test_the_stack_alone_and_gradients(model):
         assert model(prompt(), use_cache=False).logits.shape == (1, TOKENS, 199)  # no cache, nothing to prune for
 
 
+@pytest.mark.parametrize("name", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_drafts(model, name):
+    value = 4 if name.startswith("prompt") else tiny_model("llama")
+    wanted = f"{name} must be left out where prompts are pruned, because the drafts .*; got (4|LlamaForCausalLM)$"
+    with uncomp.patch(model, UncompConfig(decode="grow", prefill=PrefillPruning(stages=[0, 1], n_min=10))):
+        with pytest.raises(NotImplementedError, match=wanted):
+            generated(model, prompt(), **{name: value})
+        assert generated(model, prompt()).shape == (1, TOKENS + 4)
+    with uncomp.patch(model, UncompConfig(budget=1.0, decode="grow")):
+        assert generated(model, prompt(), **{name: value}).shape == (1, TOKENS + 4)
+
+
 def test_chunks(model):
     wanted = "prefill_chunk_size must be left out where prompts are pruned, because a chunk .*; got 16"
     ids = prompt()

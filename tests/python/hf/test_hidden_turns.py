@@ -154,14 +154,6 @@ def test_several_sequences_and_sampling(model, device):
     assert out.shape[0] == 3 and len({tuple(row) for row in out.tolist()}) > 1
 
 
-def test_prompt_lookup_takes_tokens_back(model, device):
-    """Drafts are asked for their logits with the prompt: within the newest tokens, which never leave."""
-    ids = prompt(device, columns=40).repeat(1, 3)
-    with uncomp.patch(model, config(decode="grow")):
-        plain = generated(model, ids)
-        assert torch.equal(generated(model, ids, prompt_lookup_num_tokens=4), plain)
-
-
 def test_the_loop_on_the_device_gives_the_tokens_of_generate(model, device):
     ids, mask = padded(device, TOKENS)
     with uncomp.patch(model, config(policy="uncomp", budget=40)) as handle:

@@ -189,3 +189,11 @@ def test_a_reader_that_hangs_up_gets_no_traceback():
     command = f"{sys.executable} -m uncomp info | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("prefill", [None, {"stages": [0, 1]}], ids=["whole", "pruned"])
+@pytest.mark.parametrize("shape", [(1, 0), (0, 5), (7,)], ids=str)
+def test_no_token_at_all(shape, prefill):
+    model, wanted = tiny_model("llama"), r"^uncomp: a forward needs \[B, T\] tokens, B and T at least 1; got"
+    with uncomp.patch(model, uncomp.UncompConfig(prefill=prefill)), pytest.raises(ValueError, match=wanted):
+        model(torch.zeros(shape, dtype=torch.long), use_cache=True, logits_to_keep=1)
