@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import uncomp
 from uncomp import cli_calibrate, cli_eval, cli_lorc, cli_prefill, cli_report, cli_show, cli_study, cli_votes
 from uncomp.calibration import files
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress
 from uncomp.config import UncompConfig, known_policies
 
 BAD_INPUT = 2
@@ -108,23 +109,18 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    add_model(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the prompt itself")
     prompt.add_argument("--prompt-file", help="a UTF-8 file that holds it")
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="default %(default)s")
     parser.add_argument("--min-new-tokens", type=int, default=0, help="no end of text before these; default 0")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        help="auto (default: as saved, float32 on a CPU slow at it), float32, float16, bfloat16",
-    )
+    add_machine(parser, "auto (default: as saved, float32 on a CPU slow at it), float32, float16, bfloat16")
     parser.add_argument("--compare", action="store_true", help="run the full cache too and print both")
     parser.add_argument("--figure", metavar="FILE", help="draw entropy, stored tokens and bytes (needs matplotlib)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_json(parser)
+    add_progress(parser)
 
 
 def _cache_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ import json
 import time
 from typing import Any
 
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress, add_texts
+
 BAD = "uncomp calibrate"
 
 
@@ -16,14 +18,8 @@ def add(commands: Any) -> None:
     text = "Measure the heads of a model over texts and write a profile."
     parser = commands.add_parser("calibrate", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_calibrate)
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        default=["wikitext2"],
-        metavar="FILE",
-        help="UTF-8 files, or wikitext2 (default): its train split, of a file at hand or through the package datasets",
-    )
+    add_model(parser)
+    add_texts(parser)
     parser.add_argument("--samples", type=int, default=100, help="pieces of the text; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=4096, help="tokens of a piece; default %(default)s")
     parser.add_argument("--tensor", choices=("query", "key", "value", "hidden"), default="query", help="default query")
@@ -40,13 +36,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--groups", type=int, help="print the heads of every layer in so many groups")
     parser.add_argument("--batch-size", type=int, default=1, help="pieces a forward; default %(default)s")
     parser.add_argument("--seed", type=int, default=42, help="of the pieces; default %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    add_machine(parser)
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="the profile; a killed run goes on from FILE.state"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_json(parser)
+    add_progress(parser)
 
 
 def _top(text: str) -> int | str:

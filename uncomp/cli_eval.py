@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uncomp
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress
 from uncomp.config import known_policies
 
 DATA = {
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    add_model(parser)
     parser.add_argument(
         "--policy",
         action="append",
@@ -70,10 +71,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", choices=("evict", "grow"), default="evict", help="default %(default)s")
     parser.add_argument("--skip-sliding", action="store_true", help="accept sliding-window layers, uncompressed")
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
-    parser.add_argument("--json", action="store_true", help="summaries on stdout, one JSON object a line")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_machine(parser)
+    add_json(parser, "summaries on stdout, one JSON object a line")
+    add_progress(parser)
 
 
 def _prompts(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ import json
 import time
 from typing import Any
 
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress
+
 BAD = "uncomp lorc"
 
 
@@ -16,7 +18,7 @@ def add(commands: Any) -> None:
     text = "Write a model whose key and value projections are of low rank."
     parser = commands.add_parser("lorc", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_lorc)
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    add_model(parser)
     parser.add_argument(
         "--rho", type=_shares, default=0.575, metavar="R", help="mean share of channels kept, or R,R of keys and values"
     )
@@ -36,11 +38,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=32, help="pieces of the texts; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=1024, help="tokens of a piece; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of pieces and of the randomised SVD; default %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="of the weights: auto (default: as saved), float32, ...")
+    add_machine(parser, "of the weights: auto (default: as saved), float32, ...")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_json(parser)
+    add_progress(parser)
 
 
 def _shares(text: str) -> float | tuple[float, ...]:

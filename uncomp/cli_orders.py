@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress
+
 BAD = "uncomp study order"
 
 
@@ -19,7 +21,7 @@ def add(kinds: Any) -> None:
     )
     parser = kinds.add_parser("order", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_order)
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
+    add_model(parser)
     parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files other than the profile's")
     parser.add_argument("--profile", required=True, help="file or name of a profile of the model")
     parser.add_argument("--budget", type=int, default=256, metavar="N", help="mean tokens a row keeps; default 256")
@@ -29,11 +31,10 @@ def add(kinds: Any) -> None:
     parser.add_argument("--continuation", type=int, default=256, help="tokens that are scored; default %(default)s")
     parser.add_argument("--pieces", type=int, default=4, help="of the text; default %(default)s")
     parser.add_argument("--draws", type=int, default=2, help="random orders; default %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    add_machine(parser)
     parser.add_argument("--out", metavar="FILE", help="write what was found as JSON")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_json(parser)
+    add_progress(parser)
 
 
 def _order(args: argparse.Namespace, progress: Any) -> int:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from uncomp.cli_options import add_json
+
 
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="runs, or folders that hold some at any depth")
     parser.add_argument("--out", metavar="DIR", help="where report.md, .csv, .json and figures go; default: the first")
     parser.add_argument("--seed", type=int, default=42, help="of the bootstrap; default %(default)s")
-    parser.add_argument("--json", action="store_true", help="the tables as one JSON value on stdout")
+    add_json(parser, "the tables as one JSON value on stdout")
 
 
 def _report(args: argparse.Namespace, progress: Any) -> int:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uncomp.cli_options import add_json
+
 if TYPE_CHECKING:
     from uncomp.calibration.profile import HeadProfile
     from uncomp.calibration.summary import HeadPlan
@@ -28,7 +30,7 @@ def add(commands: Any) -> None:
     stages.add_argument("--threshold", type=float, help="drop of the curve that begins a stage; default min(1, Hq/32)")
     stages.add_argument("--stages", type=_starts, metavar="0,L,...", help="first layers of the stages instead")
     parser.add_argument("--format", default="png", help="png (default), svg, pdf, ...")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
+    add_json(parser)
     parser.set_defaults(command=run)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp import cli_orders
+from uncomp.cli_options import add_json, add_machine, add_model, add_progress, add_texts
 
 
 def add(commands: Any) -> None:
@@ -21,25 +22,18 @@ def add(commands: Any) -> None:
     text = "Share of newest tokens against heavy hitters, by the correlation of entropy trends over the layers."
     parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
     parser.set_defaults(command=_ratio)
-    parser.add_argument("--model", required=True, help="folder, .gguf file, hub name, or smollm2-135m")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        default=["wikitext2"],
-        metavar="FILE",
-        help="UTF-8 files, or wikitext2 (default): its train split, of a file at hand or through the package datasets",
-    )
+    add_model(parser)
+    add_texts(parser)
     parser.add_argument("--samples", type=int, default=8, help="pieces of the text; default %(default)s")
     parser.add_argument("--seqlen", type=int, default=1024, help="tokens of a piece; default %(default)s")
     parser.add_argument("--budget", type=int, default=384, metavar="N", help="tokens a row keeps; default %(default)s")
     parser.add_argument("--shares", type=_shares, metavar="X,X,...", help="of newest tokens; default 0,0.1,...,1")
     parser.add_argument("--tensor", choices=("key", "value", "query"), default="key", help="default key")
     parser.add_argument("--seed", type=int, default=42, help="of the pieces; default %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    add_machine(parser)
     parser.add_argument("--out", metavar="FILE", help="write what was found, with all curves, as JSON")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
-    parser.add_argument("--progress", action="store_true", help="show progress though stderr is no terminal")
+    add_json(parser)
+    add_progress(parser)
 
 
 def _shares(text: str) -> list[float]:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from uncomp.cli_options import add_json
+
 BAD = "uncomp votes"
 
 
@@ -20,7 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--groups", type=int, metavar="G", help="of a profile, 1 to its rows; votes say theirs")
     parser.add_argument("--rows", choices=("kv_head", "query_head"), help="of a profile; default query_head")
     parser.add_argument("--out", metavar="PATH", help="write them: NAME.json, or a folder of tables")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
+    add_json(parser)
 
 
 def _votes(args: argparse.Namespace, progress: Any) -> int:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from uncomp.fields import CheckedFields
 from uncomp.prefill import PrefillPruning
 
 DEFAULT_BUDGET = 384  # tokens
@@ -44,7 +45,7 @@ def known_policies() -> list[str]:
 
 
 @dataclass(frozen=True)
-class UncompConfig:
+class UncompConfig(CheckedFields):
     """How a model's KV cache is compressed.
 
     A field left at None takes the policy's default, then the one named here. Tokens are real tokens; padding is never
@@ -180,17 +181,6 @@ class UncompConfig:
         values["shape"] = list(self.shape) if isinstance(self.shape, tuple) else self.shape
         return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> UncompConfig:
-        """The config that `to_dict` wrote; ValueError for a key that is no field."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - names)
-        if unknown:
-            raise ValueError(
-                f"uncomp.UncompConfig: unknown field {', '.join(unknown)}; known: {', '.join(sorted(names))}"
-            )
-        return cls(**values)
-
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes `uncomp_config.json` into a folder, which is made if missing."""
         path = Path(folder)
@@ -209,10 +199,6 @@ class UncompConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-
-    def _require(self, name: str, ok: bool, wanted: str) -> None:
-        if not ok:
-            raise ValueError(f"uncomp.UncompConfig: {name} must be {wanted}; got {getattr(self, name)!r}")
 
     def _one_of(self, name: str, value: Any, allowed: Any) -> None:
         self._require(name, value in allowed, "one of " + ", ".join(repr(a) for a in allowed))

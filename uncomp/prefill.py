@@ -6,18 +6,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from uncomp import stages as layer_stages
+from uncomp.fields import CheckedFields
 
 MOST_QUERIES = 64  # last queries that one call of window_scores takes
 
 
 @dataclass(frozen=True)
-class PrefillPruning:
+class PrefillPruning(CheckedFields):
     """How many tokens of a prompt go through the layers of each stage, and who chooses them.
 
     Args:
@@ -65,22 +65,7 @@ class PrefillPruning:
         values["stages"] = list(self.stages) if isinstance(self.stages, tuple) else self.stages
         return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PrefillPruning:
-        """What `to_dict` wrote; ValueError for a key that is no field."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - names)
-        if unknown:
-            raise ValueError(
-                f"uncomp.PrefillPruning: unknown field {', '.join(unknown)}; known: {', '.join(sorted(names))}"
-            )
-        return cls(**values)
-
     # ---- checks
-    def _require(self, name: str, ok: bool, wanted: str) -> None:
-        if not ok:
-            raise ValueError(f"uncomp.PrefillPruning: {name} must be {wanted}; got {getattr(self, name)!r}")
-
     def _stages(self) -> None:
         stages = self.stages
         if isinstance(stages, str):

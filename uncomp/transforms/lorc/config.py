@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from uncomp.fields import CheckedFields
 
 STEP = 16  # channels; ranks are multiples of it, as tiles of tensor cores are
 
 
 @dataclass(frozen=True)
-class LorcConfig:
+class LorcConfig(CheckedFields):
     """How the key and value projections of a model are replaced by factors of low rank.
 
     Args:
@@ -92,21 +94,6 @@ class LorcConfig:
         """All fields as plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LorcConfig:
-        """The config that `to_dict` wrote; ValueError for a key that is no field."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - names)
-        if unknown:
-            raise ValueError(
-                f"uncomp.LorcConfig: unknown field {', '.join(unknown)}; known: {', '.join(sorted(names))}"
-            )
-        return cls(**values)
-
-    def _require(self, name: str, ok: bool, wanted: str) -> None:
-        if not ok:
-            raise ValueError(f"uncomp.LorcConfig: {name} must be {wanted}; got {getattr(self, name)!r}")
 
 
 def given_ranks(name: str, ranks: int | Sequence[int], layers: int, head_dim: int) -> list[int]:
