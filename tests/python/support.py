@@ -101,16 +101,21 @@ def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
     return same and torch.equal(got.cpu().contiguous().view(torch.uint8), want.cpu().contiguous().view(torch.uint8))
 
 
-def published_folder() -> Path:
-    """Folder of what the paper's authors published of their head groups; skips the test where it is not at hand.
+def shared_data(name: str) -> Path:
+    """A file or folder of shared/data, beside the repository or above it; skips the test where it is not at hand.
 
-    It is shared/data/uncomp_head_groups beside the repository or above it, and no part of the project.
+    No part of the project.
     """
     for folder in Path(__file__).resolve().parents:
-        path = folder / "shared/data/uncomp_head_groups"
-        if path.is_dir():
+        path = folder / "shared/data" / name
+        if path.exists():
             return path
-    pytest.skip("shared/data/uncomp_head_groups is not on this machine")
+    pytest.skip(f"shared/data/{name} is not on this machine")
+
+
+def published_folder() -> Path:
+    """Folder of what the paper's authors published of their head groups; skips the test where it is not at hand."""
+    return shared_data("uncomp_head_groups")
 
 
 def published_votes(name: str) -> list[list[list[int]]]:

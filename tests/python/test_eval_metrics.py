@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from support import shared_data
 
 from uncomp.eval import metrics, metrics_infinitebench
 from uncomp.eval.metrics import Case
@@ -133,11 +134,7 @@ def test_refused():
 
 
 def oracle() -> Path:
-    for folder in Path(__file__).resolve().parents:
-        path = folder / "shared/data/longbench_metric_oracle"
-        if path.is_dir():
-            return path
-    pytest.skip("shared/data/longbench_metric_oracle is not on this machine")
+    return shared_data("longbench_metric_oracle")
 
 
 @pytest.mark.parametrize("setting", ["fullkv", "snapkv_c1024_w32_k7"])

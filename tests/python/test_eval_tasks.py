@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import eval_support as support
+from support import shared_data
 
 from uncomp import cli
 from uncomp.eval.prompts import encode
@@ -192,15 +193,8 @@ def test_ruler_refuses(tokenizer, essays):
         make("ruler", tokenizer, essays, subsets=["niah_multikey_1"], lengths=[200])
 
 
-def shared(name):
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "shared/data" / name).exists():
-            return folder / "shared/data" / name
-    pytest.skip(f"shared/data/{name} is not on this machine")
-
-
 def test_ruler_counts_are_the_published_ones():
-    text = shared("ruler/synthetic.yaml").read_text()
+    text = shared_data("ruler/synthetic.yaml").read_text()
     for name, kind in ruler.RETRIEVAL.items():
         block = text.split(f"\n{name}:", 1)[1].split("\n\n", 1)[0]
         found = dict(re.findall(r"(type_\w+|num_\w+): (\w+)", block))
@@ -265,7 +259,7 @@ def test_infinitebench(tokenizer, tmp_path):
 # ---- longbench
 def test_longbench_from_its_own_files(tokenizer):
     """Every record of the sixteen tasks and of LongBench-E that are at hand is read and makes an example."""
-    folder = shared("longbench")
+    folder = shared_data("longbench")
     made = make("longbench", tokenizer, folder)
     counts = Counter(e.subset for e in made)
     assert set(counts) == set(longbench.METRIC) and sum(counts.values()) == 276

@@ -152,13 +152,7 @@ def summarise(run: Run, records: Sequence[dict[str, Any]], wall: float) -> dict[
     }
     return {
         "task": TASK,
-        "policy": run.policy,
-        "budget": run.budget,
-        "mode": run.mode,
-        "window": run.config.window,
-        "pool": f"{run.config.pool} {run.config.pool_width}",
-        "decode": run.config.decode,
-        "seed": run.config.seed,
+        **run.settings(),
         "score": found["score"],
         "subsets": {records[0]["subset"]: found},
         "total": found,

@@ -42,6 +42,18 @@ class Run:
         """Name of its folder."""
         return run_name(self.policy, self.budget, self.mode)
 
+    def settings(self) -> dict[str, Any]:
+        """What a summary says of it, as plain values."""
+        return {
+            "policy": self.policy,
+            "budget": self.budget,
+            "mode": self.mode,
+            "window": self.config.window,
+            "pool": f"{self.config.pool} {self.config.pool_width}",
+            "decode": self.config.decode,
+            "seed": self.config.seed,
+        }
+
     def folder(self, out: Path, common: dict[str, Any]) -> RunFolder:
         """Its folder under OUT/TASK; `common`: what else decides a record's result."""
         config = {name: value for name, value in self.config.to_dict().items() if name not in _HOW}

@@ -22,13 +22,7 @@ def of_run(run: Run, records: Records, *, skipped: int, wall: float, peak: int |
     subsets = {name: of_records(part) for name, part in by_subset(records).items()}
     return {
         "task": records[0]["task"] if records else None,
-        "policy": run.policy,
-        "budget": run.budget,
-        "mode": run.mode,
-        "window": run.config.window,
-        "pool": f"{run.config.pool} {run.config.pool_width}",
-        "decode": run.config.decode,
-        "seed": run.config.seed,
+        **run.settings(),
         "batch_size": max((r["batch"]["size"] for r in records), default=0),
         "score": average(subsets.values()),
         "subsets": subsets,

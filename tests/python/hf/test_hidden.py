@@ -20,11 +20,6 @@ REACHED = [160, 160, 120, 80, 80, 40]
 KINDS = [kind for kind in tiny_model_types() if kind != "gemma3_text"]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {}
-
-
 @pytest.fixture
 def model(models, device):
     if device not in models:

@@ -21,11 +21,6 @@ STAGES = {"stages": [0, 2, 3, 5], "n_min": 30}
 REACHED = [120, 120, 90, 60, 60, 30]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {}
-
-
 @pytest.fixture
 def model(models, device):
     if device not in models:
