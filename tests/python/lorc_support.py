@@ -32,7 +32,9 @@ def compressed_and_dense(family: str = "llama", config: lorc.LorcConfig | None =
     with torch.no_grad():
         for index in ours.layers:
             for name in ("k_proj", "v_proj"):
-                made, weight = getattr(ours.attention(index), name), getattr(theirs.attention(index), name).weight
+                attention = ours.attention(index)
+                made = getattr(ours.holder(attention, name), name)
+                weight = theirs.projection(theirs.attention(index), name).weight
                 wide = weight.double().view(made.heads, -1, weight.shape[1])  # Wᵀ
                 narrow = made.down.double().view(made.heads, made.rank, -1)  # Aᵀ = B Wᵀ, so B = Aᵀ pinv(Wᵀ)
                 basis = narrow @ torch.linalg.pinv(wide)

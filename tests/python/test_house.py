@@ -200,7 +200,7 @@ MAY_IMPORT = {
     "transforms.lorc.schedule": {"transforms.lorc.config"},
     "transforms.lorc.factors": set(),
     "transforms.lorc.modules": {"latent"},
-    "transforms.lorc.places": {"config", "models"},
+    "transforms.lorc.places": {"config", "models", "transforms.lorc.modules"},
     "transforms.lorc.calibrated": {"transforms.lorc.places"},
     "transforms.lorc.apply": {
         "latent",

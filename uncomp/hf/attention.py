@@ -69,6 +69,7 @@ def attention_forward(
 
 def _latents(module, key: Tensor, value: Tensor, shared) -> Latents | None:
     """What is stored in place of keys and values; None: they are."""
+    module = getattr(module, "qkv_proj", module)
     projection = getattr(module, "k_proj", None)
     codec = getattr(projection, "codec", None)
     if codec is None:

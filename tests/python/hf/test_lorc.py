@@ -18,7 +18,7 @@ from uncomp.testing import tiny_model
 from uncomp.transforms.lorc import apply, factors
 
 pytestmark = pytest.mark.hf
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "granite", "gemma3_text"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "gemma3_text"]
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def _layer_types(family: str) -> dict:
     return {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3"])
 def test_factors_compute_what_full_width_projections_of_their_product_do(family):
     model, _, dense = compressed_and_dense(family, lorc.LorcConfig(rho=(0.5, 0.75), svd="randomised"))
     want = logits(dense)
@@ -74,6 +74,33 @@ def test_keys_without_positions_are_absorbed_exactly():
     assert (made[0] - made[1]).norm() <= 1e-6 * made[1].norm()
 
 
+def test_a_fused_projection_is_split_and_comes_back():
+    """The queries' part keeps its bits, and no part holds on to the fused weight."""
+    model = tiny_model("phi3", num_hidden_layers=1)
+    attention = model.model.layers[0].self_attn
+    fused, want = attention.qkv_proj, attention.qkv_proj.weight.detach().clone()
+    with lorc.compress(model, lorc.LorcConfig(rho=0.5)) as handle:
+        split = attention.qkv_proj
+        assert torch.equal(split.q_proj.weight, want[: 8 * 64]) and split.k_proj.rank == split.v_proj.rank == 32
+        held = {p.untyped_storage().data_ptr() for p in split.parameters()}
+        assert fused.weight.untyped_storage().data_ptr() not in held
+        assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in split.parameters())
+        stats = handle.stats()
+        kept = sum(p.numel() for p in (*split.parameters(), *attention.o_proj.parameters()))
+        assert stats["weight_bytes_after"] == 4 * kept < stats["weight_bytes_before"] == 4 * (1024 + 512) * 512
+    assert attention.qkv_proj is fused and torch.equal(fused.weight, want)
+
+
+def test_a_quantised_fused_projection_is_refused():
+    model = tiny_model("phi3", num_hidden_layers=1)
+    model.model.layers[0].self_attn.qkv_proj = type("Linear4bit", (torch.nn.Linear,), {})(512, 1024)
+    with pytest.raises(NotImplementedError, match=r"^uncomp\.lorc: qkv_proj of layer 0 of Phi3Attention is a Linear4b"):
+        lorc.compress(model)
+    model.model.layers[0].self_attn.qkv_proj = torch.nn.Linear(512, 1000)
+    with pytest.raises(NotImplementedError, match="qkv_proj of layer 0 of Phi3Attention must give 1024 channels"):
+        lorc.compress(model)
+
+
 def test_gemma_keeps_its_sliding_layers():
     model = tiny_model("gemma3_text")
     with lorc.compress(model) as handle:
@@ -81,9 +108,10 @@ def test_gemma_keeps_its_sliding_layers():
         assert type(model.model.layers[0].self_attn.k_proj) is torch.nn.Linear
 
 
-def test_whitening_lowers_the_error_on_the_tokens_it_saw():
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_whitening_lowers_the_error_on_the_tokens_it_saw(family):
     config = {"rank_k": 32, "rank_v": 32}
-    model = tiny_model("qwen2")
+    model = tiny_model(family)
     want, ids = logits(model), prompt(columns=40)[0]
     errors = []
     for fields, tokens in (({}, None), ({"whiten": "calib"}, ids)):
@@ -162,6 +190,10 @@ def _offloaded(model):
     model.model.layers[1].self_attn.k_proj.to("meta")
 
 
+def _headless(model):
+    del model.model.layers[1].self_attn.k_proj
+
+
 def _dynamic(model):
     model.config.rope_parameters["rope_type"] = "dynamic"
 
@@ -173,6 +205,7 @@ def _dynamic(model):
         (_tied, "k_proj of layer 0 of LlamaAttention shares its weight"),
         (_wide, "o_proj of layer 1 of LlamaAttention must be float32, float16 or bfloat16"),
         (_offloaded, "k_proj of layer 1 of LlamaAttention is not in memory"),
+        (_headless, "k_proj of layer 1 of LlamaAttention is missing; the attention must have q_proj"),
         (_dynamic, "rotary embeddings of type dynamic change with the length"),
     ],
 )
@@ -189,7 +222,6 @@ def test_projections_that_cannot_be_split_are_refused(change, text):
 @pytest.mark.parametrize(
     ("family", "fields", "kind", "text"),
     [
-        ("phi3", {}, NotImplementedError, "q_proj of layer 0 of Phi3Attention is missing: fused"),
         ("llama", {"key_mode": "absorb"}, NotImplementedError, "layer 0 has rotary positions"),
         ("llama", {"rank_k": 80}, ValueError, "rank_k must be at most the head dim 64; got 80"),
         ("llama", {"whiten": "calib"}, ValueError, "calibration must be given exactly with"),

@@ -57,9 +57,11 @@ def test_latents_under_a_policy_are_full_width_under_it(pair, policy, decode):
     assert max(difference(got[0], want[0]), difference(got[1], want[1])) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma3_text"])
 def test_keys_are_normalised_and_turned_as_each_family_does(family):
     layers = {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}
+    if family == "phi3":
+        layers["partial_rotary_factor"] = 0.5
     pair = compressed_and_dense(family, num_hidden_layers=2, **layers)
     got, want = both(pair, config("uncomp", skip_sliding=True), lambda m, _: generated(m, *prompt()))
     assert difference(got, want) < 1e-5
@@ -231,3 +233,22 @@ def test_an_exact_prompt_stores_what_the_factors_give_of_exact_states(mode):
             assert step.isfinite().all()
         with pytest.raises(NotImplementedError, match=r"^uncomp\.lorc: exact_prefill needs the original weights"):
             low.save_pretrained("nowhere")
+
+
+def test_an_exact_prompt_of_a_fused_projection():
+    """What is stored is what the split modules give, the logits are those of the fused one."""
+    model = tiny_model("phi3", num_hidden_layers=1)
+    ids, mask = prompt()
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask).logits[mask.bool()]
+    found = []
+    for exact in (True, False):
+        low = lorc.compress(model, lorc.LorcConfig(rho=0.5, exact_prefill=exact))
+        with low, uncomp.patch(model, config("full", max_new_tokens=1)), torch.no_grad():
+            out = model(ids, attention_mask=mask, use_cache=True)
+            rows = out.past_key_values.layers[0]
+            found.append((out.logits[mask.bool()], rows.keys, rows.values))
+    assert (found[0][0] - want).abs().max() < 1e-5 < (found[1][0] - want).abs().max()
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):  # one layer: equal inputs
+        first = [held[: 4 * 71].view(4, 71, -1)[:, :70] for held in (one, other)]  # live slots of the first sequence
+        assert (first[0] - first[1]).abs().max() < 1e-6

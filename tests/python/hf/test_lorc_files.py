@@ -104,6 +104,20 @@ def test_whitening_and_absorbed_keys_and_whole_layers_come_back(tmp_path):
     assert torch.equal(logits(other), logits(model))
 
 
+@pytest.mark.parametrize("mode", ["rebuild", "absorb"])
+def test_fused_projections_come_back(tmp_path, mode):
+    """Queries are in the file too: the fused weight is not."""
+    models = [tiny_model("phi3", num_hidden_layers=2, seed=seed) for seed in (0, 0)]
+    for model in models if mode == "absorb" else ():
+        model.model.rotary_emb.inv_freq.zero_()
+    lorc.compress(models[0], lorc.LorcConfig(rho=0.5, key_mode=mode)).save_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        for layer in models[1].model.layers:
+            layer.self_attn.qkv_proj.weight.zero_()
+    lorc.attach(models[1], tmp_path / "small")
+    assert torch.equal(logits(models[1]), logits(models[0]))
+
+
 def test_the_command_calibrates_on_texts_and_prints_lines(source, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(example_text()[:6000])

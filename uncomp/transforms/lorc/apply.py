@@ -14,8 +14,8 @@ from uncomp import latent
 from uncomp.transforms.lorc import factors
 from uncomp.transforms.lorc.calibrated import output_moments
 from uncomp.transforms.lorc.config import LorcConfig
-from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys
-from uncomp.transforms.lorc.places import Places
+from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys, SplitProjections
+from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
 
 Progress = Callable[[str], None]
@@ -171,7 +171,7 @@ def compress(
         if needs_kappa(config):
             for i, index in enumerate(places.layers):
                 attention = places.attention(index)
-                pair = (attention.k_proj, attention.v_proj)
+                pair = [places.projection(attention, name) for name in ("k_proj", "v_proj")]
                 log_kappa.append(sum(factors.log_kappa(p.weight, heads, config.kappa) for p in pair))
                 say(f"condition numbers {i + 1}/{count}")
         ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
@@ -228,7 +228,7 @@ def factored(
     attention, heads = places.attention(index), places.shape.num_kv_heads
     bases, matrices = [], []
     for side, (name, rank) in enumerate((("k_proj", ranks.key[i]), ("v_proj", ranks.value[i]))):
-        whole = factors.per_head(getattr(attention, name).weight, heads)
+        whole = factors.per_head(places.projection(attention, name).weight, heads)
         matrices.append(whole)
         if moments is not None:
             bases.append(factors.whitened_basis(moments[side].to(whole.device), rank))
@@ -236,13 +236,27 @@ def factored(
             bases.append(factors.random_basis(whole, rank, config.seed + 2 * i + side))
         else:
             bases.append(factors.exact_basis(whole, rank))
-    return keys_of(places, index, config, matrices[0], bases[0]) | values_of(places, index, matrices[1], bases[1])
+    made = keys_of(places, index, config, matrices[0], bases[0]) | values_of(places, index, matrices[1], bases[1])
+    return joined(places, attention, made)
+
+
+def joined(places: Places, attention: torch.nn.Module, made: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
+    """New modules of a layer by the names that the layer has: where its own are fused, so are they."""
+    if not places.fused(attention):
+        return made
+    if "q_proj" not in made:
+        query = places.projection(attention, "q_proj")
+        for key, held in list(query.named_parameters()):  # the fused weight is let go
+            setattr(query, key, torch.nn.Parameter(held.detach().clone(), requires_grad=False))
+        made["q_proj"] = query
+    return {FUSED: SplitProjections(*(made[name] for name in NAMES[:3])), "o_proj": made["o_proj"]}
 
 
 def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, basis: Tensor) -> dict:
     """Key projection, and with key_mode="absorb" query projection, of one layer."""
     attention, dim = places.attention(index), places.shape.head_dim
-    like, bias = attention.k_proj.weight, attention.k_proj.bias
+    key, query = (places.projection(attention, name) for name in ("k_proj", "q_proj"))
+    like, bias = key.weight, key.bias
     narrow = factors.down(matrices, basis)
     if config.key_mode == "rebuild":
         made = RebuiltKeys(narrow, basis, bias, like)
@@ -253,7 +267,6 @@ def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, ba
     set_codec(places, attention, made)
     heads = places.shape.num_q_heads
     spread = basis.repeat_interleave(heads // len(basis), 0)
-    query = attention.q_proj
     bias = None if query.bias is None else (spread @ query.bias.double().view(heads, dim, 1)).flatten()
     weight = factors.down(factors.per_head(query.weight, heads), spread)
     return {"k_proj": made, "q_proj": PaddedProjection(weight, bias, heads, dim, query.weight)}
@@ -270,7 +283,7 @@ def set_codec(places: Places, attention: torch.nn.Module, made: torch.nn.Module)
 def values_of(places: Places, index: int, matrices: Tensor, basis: Tensor) -> dict:
     """Value and output projection of one layer."""
     attention, shape = places.attention(index), places.shape
-    value, output = attention.v_proj, attention.o_proj
+    value, output = (places.projection(attention, name) for name in ("v_proj", "o_proj"))
     weight, bias = factors.folded_output(output.weight, output.bias, basis, value.bias)
     return {
         "v_proj": PaddedProjection(factors.down(matrices, basis), None, len(basis), shape.head_dim, value.weight),

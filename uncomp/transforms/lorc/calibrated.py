@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from uncomp.transforms.lorc.places import Places
+from uncomp.transforms.lorc.places import FUSED, Places
 
 
 def output_moments(places: Places, tokens: Tensor, say: Callable[[str], None]) -> list[tuple[Tensor, Tensor]]:
@@ -32,19 +32,27 @@ def output_moments(places: Places, tokens: Tensor, say: Callable[[str], None]) -
     heads, dim = places.shape.num_kv_heads, places.shape.head_dim
     moments, hooks = [], []
 
-    def add(module: torch.nn.Module, args: tuple, output: Tensor, total: Tensor) -> None:
-        wide = output.detach().double()
+    def add(module: torch.nn.Module, output: Tensor, part: tuple[int, int], total: Tensor) -> None:
+        start, end = part
+        wide = output.detach()[..., start:end].double()
         if module.bias is not None:
-            wide = wide - module.bias.double()
+            wide = wide - module.bias[start:end].double()
         wide = wide.view(-1, heads, dim).transpose(0, 1)
         total += wide.mT @ wide
 
     try:
         for index in places.layers:
             attention, pair = places.attention(index), []
-            for module in (attention.k_proj, attention.v_proj):
+            for name in ("k_proj", "v_proj"):
+                fused = places.fused(attention)
+                module = getattr(attention, FUSED if fused else name)
+                part = places.rows(name) if fused else (0, heads * dim)
                 total = torch.zeros(heads, dim, dim, dtype=torch.float64, device=module.weight.device)
-                hooks.append(module.register_forward_hook(lambda m, args, out, total=total: add(m, args, out, total)))
+
+                def hook(module, args, output, part=part, total=total):
+                    add(module, output, part, total)
+
+                hooks.append(module.register_forward_hook(hook))
                 pair.append(total)
             moments.append(tuple(pair))
         device = places.model.get_input_embeddings().weight.device

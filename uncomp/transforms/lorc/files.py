@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from uncomp import latent
-from uncomp.transforms.lorc.apply import LorcHandle, check_key_mode, set_codec
+from uncomp.transforms.lorc.apply import LorcHandle, check_key_mode, joined, set_codec
 from uncomp.transforms.lorc.config import LorcConfig
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys
-from uncomp.transforms.lorc.places import NAMES, Places
+from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks
 
 RECORD, FACTORS = "uncomp_lorc.json", "uncomp_lorc.safetensors"
@@ -67,9 +67,10 @@ def save(
             continue
         attention = places.attention(index)
         for name in NAMES:
-            if isinstance(getattr(attention, name), (RebuiltKeys, PaddedProjection, FoldedOutput)):
-                module = getattr(attention, name)
-                replaced[f"{names[id(attention)]}.{name}"] = module
+            holder = places.holder(attention, name)
+            module = getattr(holder, name)
+            if holder is not attention or isinstance(module, (RebuiltKeys, PaddedProjection, FoldedOutput)):
+                replaced[f"{names[id(holder)]}.{name}"] = module
     factors = {
         f"{name}.{key}": tensor.detach().cpu().contiguous()
         for name, module in replaced.items()
@@ -163,10 +164,12 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     shape, have = places.shape, set(factors.keys())
     dim, heads, queries = shape.head_dim, shape.num_kv_heads, shape.num_q_heads
     rank_k, rank_v = ranks.key[i], ranks.value[i]
-    width, out = attention.k_proj.weight.shape[1], attention.o_proj.weight.shape[0]
+    like = {name: places.projection(attention, name).weight for name in NAMES}
+    width, out = like["k_proj"].shape[1], like["o_proj"].shape[0]
 
     def read(name: str, key: str, *wanted: int, optional: bool = False) -> Tensor | None:
-        full = f"{prefix}.{name}.{key}"
+        inside = places.fused(attention) and name != "o_proj"
+        full = f"{prefix}.{FUSED}.{name}.{key}" if inside else f"{prefix}.{name}.{key}"
         if full not in have:
             if optional:
                 return None
@@ -176,13 +179,17 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
             raise ValueError(f"{_BAD}: {full} must be {list(wanted)}; got {list(tensor.shape)}")
         return tensor
 
-    like = {name: getattr(attention, name).weight for name in NAMES}
     made = {}
     narrow = read("k_proj", "down", heads * rank_k, width)
     if config.key_mode == "rebuild":
         basis = read("k_proj", "basis", heads, rank_k, dim)
         bias = read("k_proj", "bias", heads * dim, optional=True)
         made["k_proj"] = RebuiltKeys(narrow, basis, bias, like["k_proj"])
+        if places.fused(attention):
+            made["q_proj"] = query = places.projection(attention, "q_proj")
+            for key, held in list(query.named_parameters()):
+                found = read("q_proj", key, *held.shape).to(held.device, held.dtype)
+                setattr(query, key, torch.nn.Parameter(found, requires_grad=False))
     else:
         made["k_proj"] = PaddedProjection(narrow, None, heads, dim, like["k_proj"])
         bias = read("q_proj", "bias", queries * rank_k, optional=True)
@@ -192,4 +199,4 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     made["v_proj"] = PaddedProjection(read("v_proj", "down", heads * rank_v, width), None, heads, dim, like["v_proj"])
     weight, bias = read("o_proj", "weight", out, queries * rank_v), read("o_proj", "bias", out, optional=True)
     made["o_proj"] = FoldedOutput(weight, bias, queries, dim, like["o_proj"])
-    return made
+    return joined(places, attention, made)

@@ -36,10 +36,15 @@ class RebuiltKeys(torch.nn.Module):
         self.heads, self.rank, self.head_dim = basis.shape
         self.down, self.basis, self.bias = (_parameter(t, like) for t in (down, basis, bias))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """[..., E] to [..., heads * D]."""
+    def leave(self, states: Tensor) -> Tensor:
+        """Latents of [..., E], which the attention finds too."""
         rows = linear(states, self.down)
         latent.leave(self, rows)
+        return rows
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., E] to [..., heads * D]."""
+        rows = self.leave(states)
         if self.exact is not None and latent.is_exact():
             return self.exact(states)
         keys = torch.einsum("...hr,hrd->...hd", rows.unflatten(-1, (self.heads, self.rank)), self.basis.to(rows.dtype))
@@ -61,12 +66,18 @@ class PaddedProjection(torch.nn.Module):
         self.heads, self.rank, self.head_dim = heads, down.shape[0] // heads, head_dim
         self.down, self.bias = _parameter(down, like), _parameter(bias, like)
 
+    def leave(self, states: Tensor) -> Tensor:
+        """Latents of [..., E], which the attention finds too."""
+        rows = linear(states, self.down, self.bias)
+        latent.leave(self, rows)
+        return rows
+
     def forward(self, states: Tensor) -> Tensor:
         """[..., E] to [..., heads * D]."""
-        rows = linear(states, self.down, self.bias)
         if self.exact is not None and latent.is_exact():
-            latent.leave(self, rows)
+            self.leave(states)
             return self.exact(states)
+        rows = linear(states, self.down, self.bias)
         return pad(rows.unflatten(-1, (self.heads, self.rank)), (0, self.head_dim - self.rank)).flatten(-2)
 
 
@@ -91,3 +102,24 @@ class FoldedOutput(torch.nn.Module):
         if states.shape[-1] != self.heads * self.rank:
             states = states.unflatten(-1, (self.heads, self.head_dim))[..., : self.rank].flatten(-2)
         return linear(states, self.weight, self.bias)
+
+
+class SplitProjections(torch.nn.Module):
+    """Takes the place of one module for queries, keys and values: three, whose results lie one behind the other.
+
+    Args:
+        q_proj: queries, a torch.nn.Linear or PaddedProjection. k_proj: keys. v_proj: values.
+    """
+
+    def __init__(self, q_proj: torch.nn.Module, k_proj: torch.nn.Module, v_proj: torch.nn.Module) -> None:
+        super().__init__()
+        self.exact: torch.nn.Module | None = None  # the original, where prompts run exactly
+        self.q_proj, self.k_proj, self.v_proj = q_proj, k_proj, v_proj
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., E] to [..., (Hq + 2 Hkv) * D]."""
+        if self.exact is not None and latent.is_exact():
+            self.k_proj.leave(states)
+            self.v_proj.leave(states)
+            return self.exact(states)
+        return torch.cat((self.q_proj(states), self.k_proj(states), self.v_proj(states)), -1)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from uncomp.config import UncompConfig
 from uncomp.models import describe, family_of
+from uncomp.transforms.lorc.modules import SplitProjections
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
+FUSED = "qkv_proj"  # one module for the first three, its rows in this order
 _HOST_ROPE = ("dynamic", "longrope")
 _PLACES = (0, 1, 7, 1000)  # positions at which a rotation that is none shows nothing
 
@@ -43,6 +45,33 @@ class Places:
         """The attention module of layer `index` of the model."""
         return self.family.attention(self.stack.layers[index])
 
+    def fused(self, attention: torch.nn.Module) -> bool:
+        """Whether queries, keys and values of a layer come from one module."""
+        return not hasattr(attention, "k_proj") and getattr(attention, FUSED, None) is not None
+
+    def holder(self, attention: torch.nn.Module, name: str) -> torch.nn.Module:
+        """The module that has `name` once a layer is compressed."""
+        inside = name != "o_proj" and isinstance(getattr(attention, FUSED, None), SplitProjections)
+        return getattr(attention, FUSED) if inside else attention
+
+    def projection(self, attention: torch.nn.Module, name: str) -> torch.nn.Linear:
+        """A projection of a layer that is not compressed; of a fused one its part, in the same memory."""
+        if name == "o_proj" or not self.fused(attention):
+            return getattr(attention, name)
+        whole, (start, end) = getattr(attention, FUSED), self.rows(name)
+        part = torch.nn.Linear(whole.in_features, end - start, bias=whole.bias is not None, device="meta")
+        for key in ("weight", "bias"):
+            held = getattr(whole, key)
+            if held is not None:
+                setattr(part, key, torch.nn.Parameter(held.detach()[start:end], requires_grad=False))
+        return part
+
+    def rows(self, name: str) -> tuple[int, int]:
+        """First row of a part of a fused projection, and the one behind its last."""
+        queries, keys = (n * self.shape.head_dim for n in (self.shape.num_q_heads, self.shape.num_kv_heads))
+        start = {"q_proj": 0, "k_proj": queries, "v_proj": queries + keys}[name]
+        return start, start + (queries if name == "q_proj" else keys)
+
     def check(self) -> None:
         """Refuses projections that cannot be replaced.
 
@@ -56,27 +85,33 @@ class Places:
         )
         for index in self.layers:
             attention = self.attention(index)
-            for name in NAMES:
+            names = (FUSED, "o_proj") if self.fused(attention) else NAMES
+            for name in names:
                 where = f"uncomp.lorc: {name} of layer {index} of {type(attention).__name__}"
-                found = getattr(attention, name, None)
-                if found is None:
-                    raise NotImplementedError(f"{where} is missing: fused projections cannot be split")
-                if type(found) is not torch.nn.Linear:
-                    raise NotImplementedError(
-                        f"{where} is a {type(found).__name__}; only torch.nn.Linear can be split, not quantised or "
-                        "adapted weights"
-                    )
-                weight = found.weight
-                if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                    raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
-                if weight.device.type == "meta":
-                    raise NotImplementedError(
-                        f"{where} is not in memory (offloaded); load the model without offloading"
-                    )
-                if uses[weight.untyped_storage().data_ptr()] > 1:
-                    raise NotImplementedError(
-                        f"{where} shares its weight with another module; tied weights cannot be split"
-                    )
+                self._check_one(where, getattr(attention, name, None), uses)
+            if names[0] == FUSED and getattr(attention, FUSED).out_features != self.rows("v_proj")[1]:
+                wide, got = self.rows("v_proj")[1], getattr(attention, FUSED).out_features
+                raise NotImplementedError(
+                    f"uncomp.lorc: {FUSED} of layer {index} of {type(attention).__name__} must give {wide} channels, "
+                    f"queries, keys and values; got {got}"
+                )
+
+    @staticmethod
+    def _check_one(where: str, found: Any, uses: Counter) -> None:
+        if found is None:
+            raise NotImplementedError(f"{where} is missing; the attention must have {', '.join(NAMES)} or {FUSED}")
+        if type(found) is not torch.nn.Linear:
+            raise NotImplementedError(
+                f"{where} is a {type(found).__name__}; only torch.nn.Linear can be split, not quantised or "
+                "adapted weights"
+            )
+        weight = found.weight
+        if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
+        if weight.device.type == "meta":
+            raise NotImplementedError(f"{where} is not in memory (offloaded); load the model without offloading")
+        if uses[weight.untyped_storage().data_ptr()] > 1:
+            raise NotImplementedError(f"{where} shares its weight with another module; tied weights cannot be split")
 
     def angles(self, attention: torch.nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The model's own rotary embedding for one layer: (like, position [1, n]) to cos and sin [1, n, rotated].
@@ -98,7 +133,7 @@ class Places:
 
     def rotates(self, attention: torch.nn.Module) -> bool:
         """Whether positions change a layer's keys."""
-        weight = attention.k_proj.weight
+        weight = self.projection(attention, "k_proj").weight
         place = torch.tensor([_PLACES], device=weight.device)
         cos, sin = self.angles(attention)(weight.new_zeros(1, dtype=torch.float32), place)
         return bool((cos != 1).any() or (sin != 0).any())
