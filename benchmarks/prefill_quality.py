@@ -101,7 +101,7 @@ def rows(
             finally:
                 pruning.token_scores = chosen
             exact = [
-                bool((f.log_probs.argmax(-1) == answer[0, 1:]).all())
+                bool((f.log_probs.argmax(-1).cpu() == answer[0, 1:]).all())
                 for f, (_, answer) in zip(found, asked, strict=True)
             ]
             yield {

@@ -88,6 +88,9 @@ def _prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-prompt", type=_count, metavar="M", help="longer prompts are cut in the middle")
     parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="instead of the benchmark's own")
     parser.add_argument("--chat", choices=("auto", "on", "off"), default="auto", help="default %(default)s")
+    parser.add_argument(
+        "--rounds", type=_count, default=1, metavar="N", help="every run does a share before any does the next"
+    )
     parser.add_argument("--compare", metavar="DIR", help="a finished run of full to tell the agreement with")
     parser.add_argument("--teacher-forced", action="store_true", help="also compare next tokens along full's text")
     parser.add_argument("--per-row", action="store_true", help="records tell the stored tokens of every row")
@@ -149,7 +152,9 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
         device = f"cuda:{processes.local % torch.cuda.device_count()}"
     quiet(silent=not progress.shown)
     progress("loading")
+    started = time.perf_counter()
     model, tokenizer = load_model(args.model, dtype=best_dtype(args.dtype, device), device=device)
+    loading = time.perf_counter() - started
     text = model.config.get_text_config(decoder=True)
     about = {
         "model": str(args.model),
@@ -164,11 +169,22 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     decides = {"model": model_hash(text), "dtype": str(model.dtype).removeprefix("torch.")}
-    return model, tokenizer, {"about": about, "decides": decides, "positions": text.max_position_embeddings}
+    facts = {"about": about, "decides": decides, "positions": text.max_position_embeddings, "loading": loading}
+    return model, tokenizer, facts
 
 
-def _finish(args: argparse.Namespace, processes: Any, summaries: list[dict[str, Any]]) -> int:
+def _finish(
+    args: argparse.Namespace,
+    processes: Any,
+    summaries: list[dict[str, Any]],
+    effort: Any,
+    loading: float,
+    reading: float,
+) -> int:
+    from uncomp.eval.effort import line
+
     if processes.first:
+        print(line(effort, loading, reading), file=sys.stderr)
         for values in summaries:
             print(json.dumps(values) if args.json else _line(values))
     return 0
@@ -233,9 +249,13 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         samples=getattr(args, "samples", 20),
         seed=args.seed,
     )
+    started = time.perf_counter()
     source = TASKS[args.task](options, reader)
+    reading = time.perf_counter() - started
     model, tokenizer, facts = _load(args, processes, progress)
+    started = time.perf_counter()
     examples = source.examples(tokenizer, facts["positions"])
+    reading += time.perf_counter() - started
     settings = runner.Settings(
         out=Path(args.out) / args.task,
         batch_size=args.batch_size,
@@ -256,11 +276,12 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
             "max_new_tokens": args.max_new_tokens,
         },
         about={**facts["about"], "options": _options(args), "files": reader.sha256, "bad_lines": len(reader.skipped)},
+        rounds=args.rounds,
     )
     task = runner.Task(tokenizer, examples, settings, facts["positions"])
-    summaries = runner.run_all(model, task, runs, processes, progress, say)
+    summaries, effort, building = runner.run_all(model, task, runs, processes, progress, say)
     progress.clear()
-    return _finish(args, processes, summaries)
+    return _finish(args, processes, summaries, effort, facts["loading"], reading + building)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -281,6 +302,7 @@ def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
             f"uncomp eval: --prefix and --continuation must stay below the model's {facts['positions']} positions; "
             f"got {args.prefix} and {args.continuation}"
         )
+    started = time.perf_counter()
     sizes = {"prefix": args.prefix, "continuation": args.continuation, "count": args.limit or 16, "mode": args.mode}
     pieces = continuations.cut(tokenizer, path, text, **sizes)
     common = {
@@ -289,7 +311,8 @@ def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         "settings": sizes,
         "data": {Path(name).name: digest for name, digest in reader.sha256.items()},
     }
-    summaries = continuations.run_all(
+    reading = time.perf_counter() - started
+    summaries, effort = continuations.run_all(
         model,
         pieces,
         runs,
@@ -300,4 +323,4 @@ def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         progress=progress,
     )
     progress.clear()
-    return _finish(args, processes, summaries)
+    return _finish(args, processes, summaries, effort, facts["loading"], reading)

@@ -252,11 +252,13 @@ class Recordings:
             self.graphs = kept
         shared.let_go()
 
-    def take(self, index: int, made: RaggedLayer, shared) -> RaggedLayer:
+    def take(self, index: int, made: RaggedLayer, shared, *, for_now: bool = False) -> RaggedLayer:
         """Where a layer that was just packed is to stay: a waiting arena that it fits, else itself.
 
         Args:
             index: of the layer among the compressed ones. made: the packed layer.
+            for_now: a turn may follow that makes the layer longer, so that arenas which do not fit now may fit then:
+                those that came last go on waiting.
         """
         with self._changing():
             if index == 0:
@@ -264,7 +266,10 @@ class Recordings:
                 fitting = [g for g in waiting if g.arenas[0].fits(made)]
                 # All recordings of one set of arenas; others would hold memory that this request needs.
                 shared.claimed = [g for g in fitting if g.arenas[0] is fitting[-1].arenas[0]]
-                self.graphs = [g for g in self.graphs if g.cache is not None or g in shared.claimed]
+                spared = shared.claimed
+                if not fitting and waiting and for_now:
+                    spared = [g for g in waiting if g.arenas[0] is waiting[-1].arenas[0]]
+                self.graphs = [g for g in self.graphs if g.cache is not None or g in spared]
                 for graph in shared.claimed:
                     graph.cache = weakref.ref(shared)
             if not shared.claimed:

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uncomp.config import UncompConfig
+from uncomp.eval.effort import Effort, total
 from uncomp.eval.folder import SUMMARY, RunFolder, write_json
-from uncomp.eval.perplexity import ContinuationScore, score, windows
+from uncomp.eval.perplexity import ContinuationScore, Probe, windows
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import adds_bos, encode
 from uncomp.eval.runs import Run, with_room
 
 TASK = "perplexity"
+HELD_BYTES = 2**31  # of distributions of the full cache, on the model's device
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Pieces:
 
     Fields:
         subset: name of the text. pairs: prefix [1, A] and continuation [1, C] of every window, int64.
-        mode: how continuations are fed, see `perplexity.score`.
+        mode: how continuations are fed, see `perplexity.Probe`.
     """
 
     subset: str
@@ -65,13 +68,16 @@ def run_all(
     resume: bool,
     processes: Processes,
     progress: Any,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], Effort]:
     """Scores every window under every run, the full cache once a window.
+
+    Windows come in blocks, of which the full cache's distributions fit in `HELD_BYTES` on the model's device. Within
+    a block the model is patched once a run, so that all its windows replay one recorded step.
 
     Args:
         model: not patched. about: further values of run.json.
     Returns:
-        the summaries, in the order of the runs.
+        the summaries, in the order of the runs; and what this process spent.
     Raises:
         ValueError, RunFailure: as `runner.run_all`.
     """
@@ -79,46 +85,80 @@ def run_all(
         processes.from_first(lambda f=f, r=r: f.open({**about, "policy": r.policy, "budget": r.budget}, resume=resume))
         for f, r in zip(folders, runs, strict=True)
     ]
-    started, failure = time.perf_counter(), None
+    efforts, failure = [Effort() for _ in runs], None
     try:
-        for index in range(processes.rank, len(pieces.pairs), processes.count):
-            open_runs = [i for i in range(len(runs)) if f"{pieces.subset}/{index}" not in done[i]]
-            if not open_runs:
-                continue
-            progress(f"window {index + 1}/{len(pieces.pairs)}, full cache")
-            full, seconds = _timed(model, pieces, index, None)
-            for i in open_runs:
-                progress(f"window {index + 1}/{len(pieces.pairs)}, {runs[i].name}")
-                got = full, seconds
-                if runs[i].config.policy != "full":
-                    got = _timed(model, pieces, index, runs[i])
-                folders[i].append(processes.rank, [_record(pieces, index, *got, full, folders[i].hash)])
+        mine = range(processes.rank, len(pieces.pairs), processes.count)
+        size = _block(model, pieces)
+        for block in (mine[i : i + size] for i in range(0, len(mine), size)):
+            _block_of_windows(model, pieces, block, runs, folders, done, efforts, processes.rank, progress)
     except Exception as error:
         if processes.count == 1:
             raise
         failure = f"{type(error).__name__}: {error}"
     processes.settle(failure)
-    wall = time.perf_counter() - started
+    gathered = processes.gather(efforts)
     keys = [f"{pieces.subset}/{index}" for index in range(len(pieces.pairs))]
 
-    def close(run: Run, folder: RunFolder) -> dict[str, Any]:
-        values = summarise(run, folder.merge(keys), wall)
-        write_json(folder.path / SUMMARY, values)
+    def close(i: int) -> dict[str, Any]:
+        values = summarise(runs[i], folders[i].merge(keys), total(some[i] for some in gathered))
+        write_json(folders[i].path / SUMMARY, values)
         return values
 
-    return [processes.from_first(lambda r=r, f=f: close(r, f)) for r, f in zip(runs, folders, strict=True)]
+    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))], total(efforts)
 
 
-def _timed(model: torch.nn.Module, pieces: Pieces, index: int, run: Run | None) -> tuple[ContinuationScore, float]:
-    prefix, continuation = pieces.pairs[index]
-    config = None if run is None else with_room(run.config, continuation.shape[1])
-    started = time.perf_counter()
-    return score(model, prefix, continuation, config, mode=pieces.mode), time.perf_counter() - started
+def _block(model: torch.nn.Module, pieces: Pieces) -> int:
+    """Windows of a block."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    widest = max((rest.shape[1] for _, rest in pieces.pairs), default=1)
+    return max(1, HELD_BYTES // (4 * vocabulary * widest))
 
 
-def _record(
-    pieces: Pieces, index: int, got: ContinuationScore, seconds: float, full: ContinuationScore, config: str
-) -> dict[str, Any]:
+def _block_of_windows(
+    model: torch.nn.Module,
+    pieces: Pieces,
+    block: Sequence[int],
+    runs: Sequence[Run],
+    folders: Sequence[RunFolder],
+    done: Sequence[dict[str, Any]],
+    efforts: Sequence[Effort],
+    rank: int,
+    progress: Any,
+) -> None:
+    """Full first, then every run; what the full cache costs is counted where it is a run."""
+    still = [[n for n in block if f"{pieces.subset}/{n}" not in finished] for finished in done]
+    needed = sorted({n for some in still for n in some})
+    if not needed:
+        return
+    stock = UncompConfig(policy="full", budget=1.0)
+    full: dict[int, ContinuationScore] = {}
+    first = next((i for i, run in enumerate(runs) if run.config.policy == "full"), None)
+    for i in [None, *(i for i in range(len(runs)) if i != first)]:
+        place = first if i is None else i
+        open_here = needed if i is None else still[i]
+        effort = Effort() if place is None else efforts[place]
+        if not open_here:
+            continue
+        started = time.perf_counter()
+        room = max(pieces.pairs[n][1].shape[1] for n in open_here)
+        config = with_room(stock if i is None else runs[i].config, room)
+        effort.patches += 1
+        with Probe(model, config, mode=pieces.mode) as probe:
+            for n in open_here:
+                progress(f"window {n + 1}/{len(pieces.pairs)}, {'full cache' if i is None else runs[i].name}")
+                got = probe.score(*pieces.pairs[n])
+                if i is None:
+                    full[n] = got
+                effort.model_seconds += got.prefill_seconds + got.decode_seconds
+                if place is not None and n in still[place]:
+                    folder = folders[place]
+                    folder.append(rank, [_record(pieces, n, got, full[n], folder.hash)])
+                    effort.records += 1
+            effort.count(probe.stats())
+        effort.seconds += time.perf_counter() - started
+
+
+def _record(pieces: Pieces, index: int, got: ContinuationScore, full: ContinuationScore, config: str) -> dict[str, Any]:
     prefix, continuation = pieces.pairs[index]
     return {
         "task": TASK,
@@ -131,11 +171,11 @@ def _record(
         "score": {"loss": got.loss, "kl": got.divergence(full), "equal_argmax": got.agreement(full)},
         "full_loss": full.loss,
         "stored": {"mean": got.stored_tokens_mean, "share": got.stored_tokens_mean / prefix.shape[1]},
-        "seconds": seconds,
+        "seconds": {"prefill": got.prefill_seconds, "decode": got.decode_seconds},
     }
 
 
-def summarise(run: Run, records: Sequence[dict[str, Any]], wall: float) -> dict[str, Any]:
+def summarise(run: Run, records: Sequence[dict[str, Any]], effort: Effort) -> dict[str, Any]:
     """Plain values of summary.json: exp of the mean loss, its ratio to full, mean divergence and agreement."""
     count = len(records)
     loss, full = (
@@ -156,5 +196,5 @@ def summarise(run: Run, records: Sequence[dict[str, Any]], wall: float) -> dict[
         "score": found["score"],
         "subsets": {records[0]["subset"]: found},
         "total": found,
-        "wall_seconds": wall,
+        "call": effort.to_dict(),
     }

@@ -146,6 +146,10 @@ class RunFolder:
                     file.truncate(good)
         return done
 
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Records that are finished, by "subset/id"; a last line that is not whole is left out."""
+        return self._read()
+
     def append(self, rank: int, records: Iterable[dict[str, Any]]) -> None:
         """Adds the records of a batch to this process's part, each in one write.
 

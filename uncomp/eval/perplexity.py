@@ -6,7 +6,9 @@ A finer probe of damage than generated text: every token counts, and nothing han
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +22,20 @@ MODES = ("stepwise", "chunk")
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """One continuation after one prefix.
+    """What one continuation after one prefix gave.
 
     Fields:
         loss: mean negative log-likelihood of the scored tokens, nats; its exponential is the perplexity.
-        log_probs: [C - 1, V] float32 on the CPU, of every token that could have come at each scored place.
+        log_probs: [C - 1, V] float32 on the model's device, of every token that could have come at each scored place.
         stored_tokens_mean: over the rows of compressed layers after the prefix; its length for the full cache.
+        prefill_seconds, decode_seconds: in the model, for the prefix and for the continuation.
     """
 
     loss: float
     log_probs: Tensor
     stored_tokens_mean: float
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
     def agreement(self, full: ContinuationScore) -> float:
         """Share of places where the most likely token is that of the full cache."""
@@ -65,42 +70,75 @@ def windows(ids: Tensor, prefix: int, continuation: int, count: int) -> list[tup
     return [(piece[:, :prefix], piece[:, prefix:]) for piece in pieces]
 
 
-@torch.no_grad()
-def score(
-    model: torch.nn.Module, prefix: Tensor, continuation: Tensor, config: UncompConfig | None, *, mode: str = "stepwise"
-) -> ContinuationScore:
-    """Compresses the prefix and scores the continuation after it.
-
-    Tokens 1 .. C - 1 are fed and 2 .. C scored: the first is predicted by the uncompressed prefill.
+class Probe:
+    """Scores continuations under one configuration. The model is patched once, so that a step that was recorded after
+    one prefix is replayed after the next; a context manager.
 
     Args:
         model: a causal language model that is not patched; it is not patched afterwards either.
-        prefix: [1, A] int64. continuation: [1, C] int64, C at least 2.
         config: how to compress; None for the stock cache.
         mode: "stepwise" feeds one token at a time under the decode rule of the config; "chunk" all at once behind the
             compressed prefix, of which nothing more is dropped: faster, and shows what the prefix lost alone.
-    Returns:
-        a ContinuationScore.
     Raises:
-        ValueError: another shape or mode. NotImplementedError, ValueError: as `uncomp.patch`.
+        ValueError: another mode. NotImplementedError, ValueError: as `uncomp.patch`.
     """
-    for name, ids, least in (("prefix", prefix, 1), ("continuation", continuation, 2)):
-        if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] < least:
-            raise ValueError(f"uncomp.eval: {name} must be [1, {least} or more] token ids; got {list(ids.shape)}")
-    if mode not in MODES:
-        raise ValueError(f"uncomp.eval: mode must be one of {', '.join(MODES)}; got {mode!r}")
-    if config is not None and mode == "chunk" and config.policy != "full":
-        config = replace(config, decode="grow", extend="append")
-    handle = patch(model, config) if config is not None else None
-    try:
-        cache = model(prefix.to(model.device), use_cache=True, logits_to_keep=1).past_key_values
-        stored = cache_stats(cache)["stored_tokens_mean"] if handle is not None else float(prefix.shape[1])
+
+    def __init__(self, model: torch.nn.Module, config: UncompConfig | None, *, mode: str = "stepwise") -> None:
+        if mode not in MODES:
+            raise ValueError(f"uncomp.eval: mode must be one of {', '.join(MODES)}; got {mode!r}")
+        if config is not None and mode == "chunk" and config.policy != "full":
+            config = replace(config, decode="grow", extend="append")
+        self._model, self._mode = model, mode
+        self._handle = None if config is None else patch(model, config)
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def stats(self) -> dict[str, Any]:
+        """As `PatchHandle.stats` behind at least one score; nothing for the stock cache."""
+        return {} if self._handle is None else self._handle.stats()
+
+    @torch.no_grad()
+    def score(self, prefix: Tensor, continuation: Tensor) -> ContinuationScore:
+        """Compresses the prefix and scores the continuation after it.
+
+        Tokens 1 .. C - 1 are fed and 2 .. C scored: the first is predicted by the uncompressed prefill.
+
+        Args:
+            prefix: [1, A] int64. continuation: [1, C] int64, C at least 2.
+        Raises:
+            ValueError: another shape.
+        """
+        for name, ids, least in (("prefix", prefix, 1), ("continuation", continuation, 2)):
+            if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] < least:
+                raise ValueError(f"uncomp.eval: {name} must be [1, {least} or more] token ids; got {list(ids.shape)}")
+        model = self._model
         fed = continuation[:, :-1].to(model.device)
-        pieces = fed.split(1 if mode == "stepwise" else fed.shape[1], dim=1)
+        begin = self._clock()
+        cache = model(prefix.to(model.device), use_cache=True, logits_to_keep=1).past_key_values
+        middle = self._clock()
+        stored = float(prefix.shape[1]) if self._handle is None else cache_stats(cache)["stored_tokens_mean"]
+        pieces = fed.split(1 if self._mode == "stepwise" else fed.shape[1], dim=1)
+        again = self._clock()
         logits = [model(piece, past_key_values=cache, use_cache=True).logits[0] for piece in pieces]
-    finally:
-        if handle is not None:
-            handle.remove()
-    log_probs = torch.cat(logits).float().log_softmax(-1).cpu()
-    wanted = continuation[0, 1:].cpu()
-    return ContinuationScore(-float(log_probs.gather(1, wanted[:, None]).mean()), log_probs, stored)
+        end = self._clock()
+        log_probs = torch.cat(logits).float().log_softmax(-1)
+        loss = -float(log_probs.gather(1, continuation[0, 1:, None].to(model.device)).mean())
+        return ContinuationScore(loss, log_probs, stored, middle - begin, end - again)
+
+    def _clock(self) -> float:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()
+
+
+def score(
+    model: torch.nn.Module, prefix: Tensor, continuation: Tensor, config: UncompConfig | None, *, mode: str = "stepwise"
+) -> ContinuationScore:
+    """One continuation after one prefix; see `Probe`, which is faster for several."""
+    with Probe(model, config, mode=mode) as probe:
+        return probe.score(prefix, continuation)

@@ -14,6 +14,7 @@ import torch
 from uncomp.eval import batch as batches
 from uncomp.eval import summary
 from uncomp.eval.agreement import teacher_forced
+from uncomp.eval.effort import Effort, total
 from uncomp.eval.folder import SUMMARY, RunFolder, read_records, write_json
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import Example, Prompt, adds_bos, build
@@ -38,6 +39,8 @@ class Settings:
         per_row: records tell the stored tokens of every row.
         teacher_forced: also feed the full cache's new tokens and compare what each cache would say next.
         skip_bad: leave out examples that make no prompt.
+        rounds: shares of the examples; every run does one before any does the next, so that what a kill leaves behind
+            can be compared. Each share patches the model anew.
         common: further values that decide a record's result, by name.
         about: further values of run.json, by name.
     """
@@ -53,6 +56,7 @@ class Settings:
     skip_bad: bool
     common: dict[str, Any]
     about: dict[str, Any]
+    rounds: int = 1
 
 
 class Task:
@@ -96,7 +100,7 @@ def run_all(
     processes: Processes,
     progress: Progress,
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], Effort, float]:
     """Every run of a call, one behind the other.
 
     Args:
@@ -105,7 +109,8 @@ def run_all(
         runs: what `runs.plan` gave.
         progress: shows one line. say: prints a line that stays, about a record left out.
     Returns:
-        the summaries, in the order of the runs; the same in every process.
+        the summaries, in the order of the runs, the same in every process; what this process spent; and seconds that it
+        needed for the prompts.
     Raises:
         ValueError: a folder that holds other results, an example that makes no prompt.
         RunFailure: a disk that is full, a process that failed.
@@ -115,33 +120,38 @@ def run_all(
         processes.from_first(lambda f=f, r=r: f.open(_about(task, r, processes), resume=task.settings.resume))
         for f, r in zip(folders, runs, strict=True)
     ]
+    started = time.perf_counter()
     skipped = _leave_out(task, runs, processes, say)
+    reading = time.perf_counter() - started
     wanted = [i for i in range(len(task.examples)) if i not in skipped]
-    made = []
-    for run, folder, finished in zip(runs, folders, done, strict=True):
-        progress.label = run.name
-        started, failure = time.perf_counter(), None
-        mine = [i for i in wanted if task.keys[i] not in finished][processes.rank :: processes.count]
-        compared = processes.from_first(lambda run=run: _full(task, run))
-        peak = 0
-        try:
-            peak = _run(model, task, run, folder, mine, compared, processes.rank, progress)
-        except Exception as error:
-            if processes.count == 1:
-                raise
-            failure = f"{type(error).__name__}: {error}"
-        processes.settle(failure)
-        peaks = processes.gather(peak)
-        wall = time.perf_counter() - started
+    efforts, rounds = [Effort() for _ in runs], task.settings.rounds
+    for part in range(rounds):
+        full: dict[str, Any] = {}  # records to compare with, by question mode
+        share = wanted[part::rounds]
+        for run, folder, finished, effort in zip(runs, folders, done, efforts, strict=True):
+            progress.label = run.name if rounds == 1 else f"{run.name}, round {part + 1}/{rounds}"
+            mine = [i for i in share if task.keys[i] not in finished][processes.rank :: processes.count]
+            began, failure = time.perf_counter(), None
+            if run.config.policy != "full" and run.mode not in full:
+                full[run.mode] = processes.from_first(lambda run=run: _full(task, run, runs, folders))
+            try:
+                _run(model, task, run, folder, mine, full.get(run.mode), processes.rank, progress, effort)
+            except Exception as error:
+                if processes.count == 1:
+                    raise
+                failure = f"{type(error).__name__}: {error}"
+            effort.seconds += time.perf_counter() - began
+            processes.settle(failure)
+    gathered = processes.gather(efforts)
 
-        def close(run=run, folder=folder, wall=wall, peaks=peaks) -> dict[str, Any]:
-            records = folder.merge([task.keys[i] for i in wanted])
-            values = summary.of_run(run, records, skipped=len(skipped), wall=wall, peak=max(peaks) or None)
-            write_json(folder.path / SUMMARY, values)
-            return values
+    def close(i: int) -> dict[str, Any]:
+        records = folders[i].merge([task.keys[n] for n in wanted])
+        values = summary.of_run(runs[i], records, skipped=len(skipped), effort=total(some[i] for some in gathered))
+        write_json(folders[i].path / SUMMARY, values)
+        return values
 
-        made.append(processes.from_first(close))
-    return made
+    made = [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
+    return made, total(efforts), reading
 
 
 def _about(task: Task, run: Run, processes: Processes) -> dict[str, Any]:
@@ -178,18 +188,19 @@ def _leave_out(task: Task, runs: Sequence[Run], processes: Processes, say: Calla
     return set(found)
 
 
-def _full(task: Task, run: Run) -> dict[str, dict[str, Any]] | None:
-    """Records of the full cache to compare with, by key: new ids and text."""
-    if run.config.policy == "full":
-        return None
+def _full(task: Task, run: Run, runs: Sequence[Run], folders: Sequence[RunFolder]) -> dict[str, dict[str, Any]] | None:
+    """Records of the full cache to compare with, by key: new ids and text; of a run of this call those so far."""
     folder = task.settings.compare or task.settings.out / f"full-full-{run.mode}"
-    if task.settings.compare is None and not (folder / SUMMARY).is_file():
+    mine = [f for r, f in zip(runs, folders, strict=True) if r.config.policy == "full" and r.mode == run.mode]
+    if task.settings.compare is None and mine:
+        found = mine[0].records().values()
+    elif task.settings.compare is None and not (folder / SUMMARY).is_file():
         if task.settings.teacher_forced:
             raise ValueError(f"uncomp eval: --teacher-forced needs a finished run of full ({folder}, or --compare DIR)")
         return None
-    return {
-        f"{r['subset']}/{r['id']}": {"tokens": r["tokens"], "prediction": r["prediction"]} for r in read_records(folder)
-    }
+    else:
+        found = read_records(folder)
+    return {f"{r['subset']}/{r['id']}": {"tokens": r["tokens"], "prediction": r["prediction"]} for r in found}
 
 
 def in_batches(task: Task, indices: Collection[int], size: int) -> Iterator[list[int]]:
@@ -212,10 +223,11 @@ def _run(
     compared: dict[str, dict[str, Any]] | None,
     rank: int,
     progress: Progress,
-) -> int:
-    """This process's share of one run; returns the most bytes in use on a GPU, 0 elsewhere."""
+    effort: Effort,
+) -> None:
+    """This process's share of one run; the model is patched once, but for `teacher_forced`."""
     if not indices:
-        return 0
+        return
     eos = end_tokens(model)
     pad = task.tokenizer.pad_token_id
     pad = pad if pad is not None else eos[0] if eos else 0
@@ -226,11 +238,13 @@ def _run(
     config = with_room(run.config, max(task.examples[i].max_new_tokens for i in indices))
     forced = task.settings.teacher_forced and compared is not None
     groups = in_batches(task, indices, task.settings.batch_size)
-    handle = patch(model, config)
+    handle = None
     try:
         for number, group in enumerate(groups):
             _show(progress, finished, len(indices), started)
-            handle = patch(model, config) if handle is None else handle
+            if handle is None:
+                handle = patch(model, config)
+                effort.patches += 1
             outcomes = batches.run(
                 model,
                 handle,
@@ -240,7 +254,9 @@ def _run(
                 pad=pad,
                 eos=eos,
             )
+            effort.model_seconds += sum(o.prefill_seconds + o.decode_seconds for o in outcomes)
             if forced:  # the full cache's logits come from the model as it is
+                effort.count(handle.stats())
                 handle.remove()
                 handle = None
             made = []
@@ -255,10 +271,14 @@ def _run(
                 made.append({**record, "config": folder.hash, **place})
             folder.append(rank, made)
             finished += len(group)
+            effort.records += len(group)
+        if handle is not None:
+            effort.count(handle.stats())
     finally:
         if handle is not None:
             handle.remove()
-    return torch.cuda.max_memory_allocated(model.device) if on_gpu else 0
+    if on_gpu:
+        effort.peak = max(effort.peak, torch.cuda.max_memory_allocated(model.device))
 
 
 def _show(progress: Progress, finished: int, total: int, started: float) -> None:

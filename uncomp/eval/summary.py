@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from uncomp.eval.effort import Effort
 from uncomp.eval.runs import Run
 
 Records = Sequence[dict[str, Any]]
 
 
-def of_run(run: Run, records: Records, *, skipped: int, wall: float, peak: int | None) -> dict[str, Any]:
+def of_run(run: Run, records: Records, *, skipped: int, effort: Effort) -> dict[str, Any]:
     """Plain values of summary.json.
 
     Args:
         records: of a finished run, in order. skipped: examples that were left out.
-        wall: seconds of this call. peak: most bytes in use on a GPU, None elsewhere.
+        effort: what this call spent, over all processes.
     """
     subsets = {name: of_records(part) for name, part in by_subset(records).items()}
     return {
@@ -28,8 +29,8 @@ def of_run(run: Run, records: Records, *, skipped: int, wall: float, peak: int |
         "subsets": subsets,
         "total": of_records(records) if records else {"n": 0},
         "skipped": skipped,
-        "peak_bytes": peak,
-        "wall_seconds": wall,
+        "peak_bytes": effort.peak or None,
+        "call": effort.to_dict(),
     }
 
 

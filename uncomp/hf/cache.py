@@ -283,8 +283,8 @@ class UncompLayer(CacheLayerMixin):
             self.ragged.copy_(made)
         else:
             shared.generation += 1
-            fresh = self.ragged is None
-            self.ragged = shared.recordings.take(self.index, made, shared) if fresh else made
+            longer = self.ragged is None and shared.config.extend == "append" and not shared.config.grows
+            self.ragged = shared.recordings.take(self.index, made, shared, for_now=longer)
 
 
 def new_layers(cache: Cache, shared: SharedState) -> None:

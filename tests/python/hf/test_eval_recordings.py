@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run patches the model once and replays one recorded step; the stand-in for CUDA graphs shows it on a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import eval_support as support
+import graph_support
+import torch
+from eval_support import ran
+
+import uncomp
+from uncomp import cli
+from uncomp.eval import batch, perplexity, runner
+from uncomp.eval.prompts import Prompt
+from uncomp.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return support.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Patched models record on the CPU."""
+
+    def patch(model, config):
+        handle = uncomp.patch(model, config)
+        graph_support.ReplayMachine(handle)
+        return handle
+
+    for module in (runner, perplexity):
+        monkeypatch.setattr(module, "patch", patch)
+
+
+def steps(summary):
+    call = summary["call"]
+    return call["patches"], call["steps_recorded"], call["steps_eager"]
+
+
+def test_a_run_records_once(model, recorded, tmp_path, capsys):
+    """For all prompts whose layers are packed alike: in both modes, whose questions are as long in one subset."""
+    data = support.make_longbench(tmp_path / "data", records=4)
+    modes = ["--question", "aware", "--question", "agnostic"]
+    policies = ["--policy", "uncomp", "--policy", "snapkv"]
+    for summary in ran(capsys, model, data, tmp_path / "out", "--subset", "qasper", *policies, *modes):
+        assert summary["total"]["n"] == summary["call"]["records"] == 4
+        # The first step warms up and the second is recorded; replays count what was recorded too.
+        assert steps(summary) == (1, 1, 1), summary["mode"]
+        assert summary["call"]["steps_replayed"] >= 4 * 5 - 1  # 6 new tokens, the first from the prefill
+    plain = ran(capsys, model, data, tmp_path / "plain", "--subset", "qasper", *policies, *modes, "--per-row")
+    assert all(summary["call"]["steps_recorded"] == 1 for summary in plain)
+
+
+def test_recorded_texts_are_those_of_ordinary_steps(model, tmp_path, capsys, monkeypatch):
+    data = support.make_longbench(tmp_path / "data", records=3)
+    given = ["--policy", "full", "--policy", "uncomp", "--question", "aware", "--question", "agnostic"]
+    ran(capsys, model, data, tmp_path / "eager", *given)
+
+    def patch(model, config):
+        handle = uncomp.patch(model, config)
+        graph_support.ReplayMachine(handle)
+        return handle
+
+    monkeypatch.setattr(runner, "patch", patch)
+    made = ran(capsys, model, data, tmp_path / "recorded", *given)
+    assert all(summary["call"]["steps_replayed"] > 0 for summary in made)
+    for path in (tmp_path / "eager/longbench").iterdir():
+        assert support.steady(path) == support.steady(tmp_path / "recorded/longbench" / path.name)
+
+
+def test_windows_of_a_text_share_a_recording(model, recorded, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(support.words(200))
+    given = ["--model", str(model), "--data", str(tmp_path / "text.txt"), "--device", "cpu", "--dtype", "float32"]
+    given += ["--prefix", "100", "--continuation", "9", "--budget", "40", "--limit", "4", "--json"]
+    policies = ["--policy", "full", "--policy", "uncomp", "--policy", "adakv"]
+    assert cli.main(["eval", "perplexity", *given, *policies, "--out", str(tmp_path / "a")]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert steps(json.loads(line)) == (1, 1, 1), line
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_blocks_of_windows_change_nothing(model, tmp_path, capsys, monkeypatch, block):
+    """Windows are scored in blocks of what memory holds, each as if it were alone."""
+    from uncomp.eval import continuations
+
+    (tmp_path / "text.txt").write_text(support.words(200))
+    given = ["--model", str(model), "--data", str(tmp_path / "text.txt"), "--device", "cpu", "--dtype", "float32"]
+    given += ["--prefix", "100", "--continuation", "9", "--budget", "40", "--limit", "4", "--policy", "snapkv"]
+    assert cli.main(["eval", "perplexity", *given, "--out", str(tmp_path / "a")]) == 0
+    monkeypatch.setattr(continuations, "HELD_BYTES", block * 4 * 260 * 9)
+    assert cli.main(["eval", "perplexity", *given, "--out", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["call"]["patches"] == 4 // block
+    one, other = (support.records(tmp_path / name / "perplexity/snapkv-40-agnostic") for name in "ab")
+    assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+
+
+def test_a_longer_question_is_recorded_anew():
+    """And one that is as long as the last one is not, whatever the length of its context."""
+    model = tiny_model("llama")
+    draw = torch.Generator().manual_seed(0)
+    made = [(150, 9), (110, 9), (131, 9), (120, 12), (99, 12)]
+    prompts = [Prompt(torch.randint(3, 199, (n,), generator=draw).tolist(), n - q, 0, []) for n, q in made]
+    config = uncomp.UncompConfig(budget=48, extend="append")
+    with uncomp.patch(model, config) as handle:
+        graph_support.ReplayMachine(handle)
+        counts = []
+        for prompt in prompts:
+            batch.run(model, handle, [prompt], max_new_tokens=5, agnostic=True, pad=0, eos=())
+            counts.append(handle.stats()["steps_recorded"])
+        assert counts == [1, 1, 1, 2, 2]
+        assert len(handle._recordings.graphs) == 1  # the arenas of the shorter question are gone
