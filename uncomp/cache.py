@@ -79,10 +79,26 @@ class RaggedLayer:
         """[C, D] keys as queries meet them: the rows themselves, or what a codec makes of them (see arena_keys)."""
         if self.codec is None:
             return self.key_rows
-        if self.widest is None:
-            self.widest = int((self.row_start[1:] - self.row_start[:-1]).max()) if self.num_rows else 0
+        self.measure()
         place = (self.slot_position, self.row_start, self.widest, self.rows, self.offset)
         return arena_keys(self.codec, self.key_rows, *place)
+
+    def measure(self) -> None:
+        """Reads back the room of the longest row, unless it is known: attended_keys must know it, recorded or not."""
+        if self.widest is None:
+            self.widest = int((self.row_start[1:] - self.row_start[:-1]).max()) if self.num_rows else 0
+
+    def shift(self, offset: Tensor | None) -> bool:
+        """Sets what model positions are ahead of stored ones; True if recorded steps cannot know of it.
+
+        Args:
+            offset: [B] int32, or None for zeros.
+        """
+        if offset is not None and self.offset is not None:
+            self.offset.copy_(offset)
+            return False
+        moved, self.offset = (offset is None) != (self.offset is None), offset
+        return moved
 
     def put(self, latent: Latents, position: Tensor) -> None:
         """Writes a new token's latents into the slots that were given to it.
@@ -149,6 +165,8 @@ class RaggedLayer:
         return (
             (self.batch, self.rows, self.rule, len(mine)) == (other.batch, other.rows, other.rule, len(theirs))
             and (self.free is None) == (other.free is None)
+            and (self.widest is None or (other.widest is not None and other.widest <= self.widest))
+            and self.codec is other.codec
             and all(
                 (a.shape, a.dtype, a.device, a.is_inference()) == (b.shape, b.dtype, b.device, b.is_inference())
                 for a, b in zip(mine, theirs, strict=True)
@@ -160,7 +178,7 @@ class RaggedLayer:
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
         self.slots, self.free, self.recent = list(other.slots), other.free, other.recent
-        self.codec, self.widest = other.codec, other.widest
+        self.widest = other.widest if self.widest is None else self.widest  # a recorded step looks at that many
 
     # ---- copies and choices of sequences
     def fork(self) -> RaggedLayer:
@@ -200,7 +218,6 @@ class RaggedLayer:
         for name in ("row_len", "mass"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, per_row), same_batch)
-        self.widest = None
         for name in ("limit", "statistic", "kept", "source", "offset"):
             if getattr(self, name) is not None:
                 self._assign(name, getattr(self, name).index_select(0, index), same_batch)
@@ -248,7 +265,7 @@ class RaggedLayer:
         total = torch.arange(self.num_rows + 1, dtype=torch.int32, device=shift.device) * extra
         self.row_start = self.row_start + total
         self.slots = [s + self.rows * extra for s in self.slots]
-        self.widest = None
+        self.widest = None if self.widest is None else self.widest + extra
         self.free += extra
 
     def drop_newest(self, tokens: list[int]) -> None:

@@ -201,6 +201,8 @@ class Compressor:
             codec=view.coded[0],
             offset=view.coded[1],
         )
+        if layer.codec is not None:
+            layer.measure()
         if not config.grows:
             self._seed(layer, measured, index, index_start)
         return layer

@@ -167,7 +167,7 @@ MAY_IMPORT = {
     },
     "hf.chunks": set(),
     "hf.judge": set(),
-    "hf.step": {"graph", "hf.judge", "hf.shared", "latent"},
+    "hf.step": {"graph", "hf.judge", "hf.shared"},
     "hf.choice": set(),
     "hf.reader": set(),
     "hf.loop": {"hf.choice", "hf.reader", "hf.shared", "hf.step"},

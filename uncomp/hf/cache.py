@@ -188,7 +188,7 @@ class UncompLayer(CacheLayerMixin):
         clock, config = self.shared.clock, self.shared.config
         chunk = clock.chunk
         self._same_width(latent, (value if latent is None else latent.values).shape[3])
-        if latent is not None:
+        if latent is not None and chunk.lengths is not None:
             latent.offset = self.shared.offset(query.device)
         if not self.shared.recording:
             self.shared.settle()
@@ -245,7 +245,7 @@ class UncompLayer(CacheLayerMixin):
         if self.ragged is not None:
             before = self.ragged.key_rows
             if latent is not None:
-                self.ragged.offset = latent.offset
+                shared.generation += self.ragged.shift(latent.offset)
             out, taken = extension.extend(
                 self.ragged, shared.compressor, self.index, query, key, value, chunk, scale, latent
             )

@@ -140,7 +140,8 @@ class SharedState:
         """[B] int32, model position of each sequence's first real token; None where all are 0."""
         if not any(self.clock.offset or ()):
             return None
-        return torch.tensor([n or 0 for n in self.clock.offset], dtype=torch.int32, device=device)
+        with torch.inference_mode(False):  # a turn in another mode must be able to write it
+            return torch.tensor([n or 0 for n in self.clock.offset], dtype=torch.int32, device=device)
 
     def free_slots(self) -> int | None:
         """Tokens that every row can take in before it must be enlarged; None where rows keep their length."""

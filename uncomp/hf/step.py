@@ -19,7 +19,6 @@ from torch import Tensor
 from uncomp.graph import MOST_GRAPHS, Once, Recordings, StepGraph
 from uncomp.hf import judge
 from uncomp.hf.shared import SharedState, forget_pending
-from uncomp.latent import MARK
 
 
 class Step:
@@ -253,8 +252,6 @@ class Step:
         """
         if self.why_not is not None:
             return self.why_not
-        if getattr(self.stack, MARK, None) is not None:
-            return "keys of low rank (uncomp.lorc) are made again by torch, which reads sizes on the host"
         if torch.is_grad_enabled():
             return "gradients are on; call under torch.no_grad()"
         if torch.is_autocast_enabled("cuda"):

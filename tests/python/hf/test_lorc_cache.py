@@ -179,7 +179,6 @@ def test_the_loop_on_the_device_gives_the_same_tokens(pair):
     with uncomp.patch(pair[0], config("snapkv")) as handle:
         want = generated(pair[0], ids, mask).sequences
         assert torch.equal(handle.generate(ids, mask, max_new_tokens=6), want)
-        assert "uncomp.lorc" in handle.stats()["eager_reason"]
 
 
 # ---- refusals

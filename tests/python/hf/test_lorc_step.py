@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded decode steps of models of low rank: the tokens of ordinary steps.
+
+On the CPU a recording is a stand-in that calls the step again (graph_support).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+from graph_support import NEW, both, padded, patched, prompt, run
+from lorc_support import with_biases
+
+from uncomp import lorc
+from uncomp.testing import tiny_model
+
+pytestmark = pytest.mark.hf
+
+POLICIES = {
+    "uncomp": {},
+    "grows": {"decode": "grow", "max_new_tokens": 64},
+    "covers": {"budget": 400},
+    "query_head": {"rows": "query_head"},
+    "model": {"group_scope": "model"},
+    "adakv": {"policy": "adakv"},
+    "h2o": {"policy": "h2o"},
+    "tova": {"policy": "tova"},
+    "streaming_llm": {"policy": "streaming_llm"},
+    "full": {"policy": "full"},
+    "pruned": {"prefill": {"stages": [0, 1], "n_min": 24}},
+}
+
+
+def low_rank(family: str = "qwen2", device: str = "cpu", **fields):
+    """A compressed model whose ranks differ by layer and side."""
+    model = with_biases(tiny_model(family, num_hidden_layers=2)).to(device)
+    lorc.compress(model, lorc.LorcConfig(**{"rank_k": (48, 16), "rank_v": (32, 48), **fields}))
+    return model
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {}
+
+
+@pytest.fixture
+def small(made, device):
+    if device not in made:
+        made[device] = low_rank(device=device)
+    return made[device]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_step_but_the_first_is_a_replay(small, device, name):
+    stats = both(small, lambda h: run(small, prompt(device)), **POLICIES[name])
+    assert stats["steps_recorded"] == 1, stats["eager_reason"]
+    assert (stats["steps_replayed"], stats["steps_eager"]) == (NEW - 2, 1)
+
+
+@pytest.mark.parametrize("name", ["uncomp", "grows"])
+def test_padded_batch(small, device, name):
+    ids, mask = padded(device)
+    assert both(small, lambda h: run(small, ids, mask), **POLICIES[name])["steps_replayed"] == NEW - 2
+
+
+@pytest.mark.parametrize("decode", ["evict", "grow"])
+def test_64_tokens(small, device, decode):
+    options = {"decode": decode, "max_new_tokens": 80, "policy": "snapkv"}
+    stats = both(small, lambda h: run(small, prompt(device), max_new_tokens=64), **options)
+    assert (stats["steps_recorded"], stats["steps_replayed"]) == (1, 62)
+
+
+def test_absorbed_keys_are_recorded(device):
+    model = tiny_model("llama", num_hidden_layers=2).to(device)
+    model.model.rotary_emb.inv_freq.zero_()
+    lorc.compress(model, lorc.LorcConfig(rho=0.5, key_mode="absorb"))
+    assert both(model, lambda h: run(model, prompt(device)))["steps_replayed"] == NEW - 2
+
+
+def test_normalised_keys_are_recorded(device):
+    model = low_rank("qwen3", device)
+    assert both(model, lambda h: run(model, prompt(device)))["steps_replayed"] == NEW - 2
+
+
+def test_rows_that_grow_are_recorded_again(small, device):
+    stats = both(
+        small, lambda h: run(small, prompt(device), max_new_tokens=40), decode="grow", max_new_tokens=4, budget=40
+    )
+    assert (stats["steps_recorded"], stats["steps_replayed"]) == (3, 38)
+
+
+@pytest.mark.parametrize("name", ["uncomp", "grows", "h2o", "adakv"])
+def test_the_next_request_has_the_tokens_of_its_own(small, device, name):
+    """Rows of another prompt have other rooms: a recording made for shorter ones must not be replayed on them."""
+    with patched(small, record=False, **POLICIES[name]):
+        want = [run(small, prompt(device, seed=s, columns=90 + s)) for s in range(4)]
+    with patched(small, **POLICIES[name]) as handle:
+        for s in range(4):
+            assert torch.equal(run(small, prompt(device, seed=s, columns=90 + s)), want[s])
+        assert handle.stats()["steps_eager"] == 1
+
+
+def test_rows_that_are_longer_than_a_recording_knows_do_not_fit():
+    """Steps that make keys of all slots look at as many columns as the longest row had when they were recorded."""
+    small, layers = low_rank(), []
+    with patched(small, policy="adakv", record=False) as handle, torch.no_grad():
+        for seed in range(8):
+            cache = handle.new_cache()
+            small(prompt("cpu", seed=seed), past_key_values=cache)
+            layers.append(cache.uncomp.layers[0].ragged)
+    short, long = (choose(layers, key=lambda layer: layer.widest) for choose in (min, max))
+    assert short.widest < long.widest and short.capacity == long.capacity
+    assert long.fits(short) and not short.fits(long)
+    width = long.widest
+    long.copy_(short)
+    assert long.widest == width and torch.equal(long.row_start, short.row_start)
+
+
+def test_later_turns_and_beams(small, device):
+    def call(handle):
+        with torch.no_grad():
+            cache = handle.new_cache()
+            first = run(small, prompt(device), past_key_values=cache)
+            longer = torch.cat([first, prompt(device, columns=7, seed=3)], 1)
+            second = run(small, longer, past_key_values=cache)
+            return torch.cat([second, run(small, prompt(device, seed=4), num_beams=2, max_new_tokens=60)], 1)
+
+    for name in ("uncomp", "grows"):
+        assert both(small, call, **POLICIES[name])["steps_replayed"] > 2 * NEW
+
+
+def test_positions_that_a_later_turn_shifts(small, device):
+    """Without position_ids padding counts, so rows are rotated as far ahead as each sequence was padded."""
+    ids, mask = padded(device)
+
+    def call(handle):
+        with torch.no_grad():
+            out = small(ids, attention_mask=mask, use_cache=True)
+            cache, tokens = out.past_key_values, [out.logits[:, -1:].argmax(-1)]
+            for turn in (6, 6):
+                for _ in range(turn):
+                    seen = torch.cat([mask, mask.new_ones(len(ids), cache.get_seq_length() + 1 - mask.shape[1])], 1)
+                    tokens.append(
+                        small(tokens[-1], attention_mask=seen, past_key_values=cache).logits[:, -1:].argmax(-1)
+                    )
+                new = prompt(device, len(ids), 5, seed=turn)
+                seen = torch.cat([mask, mask.new_ones(len(ids), cache.get_seq_length() + 5 - mask.shape[1])], 1)
+                out = small(new, attention_mask=seen, past_key_values=cache)
+                tokens.append(out.logits[:, -1:].argmax(-1))
+        return torch.cat(tokens, 1)
+
+    for name in ("uncomp", "grows"):
+        both(small, call, **POLICIES[name])
+
+
+def test_the_loop_on_the_device(small, device):
+    ids, mask = padded(device)
+    with patched(small) as handle:
+        want = run(small, ids, mask)
+        assert torch.equal(handle.generate(ids, mask, max_new_tokens=NEW), want)
+        assert handle.stats()["steps_replayed"] > NEW
