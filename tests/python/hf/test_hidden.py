@@ -67,7 +67,7 @@ def test_logits_and_survivors_are_those_of_the_literal_computation(kind, device)
         out = first(model, ids)
     assert [stored(out.past_key_values, layer) for layer in range(LAYERS)] == survivors
     assert [len(s) for s in survivors] == REACHED
-    torch.testing.assert_close(out.logits[0], want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(out.logits[0], want, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_queries_window_and_sinks(model, device, options, changes, reference):
     want, survivors = slow(model, ids, reached, **reference)
     assert [stored(out.past_key_values, layer) for layer in range(LAYERS)] == survivors
     assert reached[-1] == max(options.get("n_min", 40), reference.get("newest", 8) + reference.get("sinks", 0))
-    torch.testing.assert_close(out.logits[0], want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(out.logits[0], want, atol=5e-5, rtol=0)
 
 
 def test_half_precision(device):
