@@ -82,16 +82,27 @@ class PaddedKeys:
         return torch.nn.functional.pad(latent, (0, self.head_dim - self.rank))
 
 
+@dataclass(frozen=True)
+class KeyConstants:
+    """What turns and normalises keys, in numbers: key[i] of a rotated pair turns by frequency[i] a position."""
+
+    frequency: Tensor  # [rotated / 2] float32, radians a position
+    scale: float  # of the rotated keys
+    norm: Tensor | None  # [D] float32, factor of each channel behind x / sqrt(mean x² + eps); None: no norm
+    eps: float
+
+
 @dataclass
 class RotaryKeys:
     """Stored rows are factors of keys before normalisation and rotation: key = rotate(norm(latent @ basis + bias)).
 
-    A kernel that makes keys again tile by tile reads `projection.basis`, the bias and the model's frequencies here.
+    Kernels make these keys tile by tile where `constants` has the numbers for it.
     """
 
     projection: torch.nn.Module  # has basis [heads, rank, D] and bias [heads * D] or None
     norm: Callable[[Tensor], Tensor] | None  # of a head's keys
     angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (like, position [1, n]) -> cos, sin [1, n, rotated]
+    constants: Callable[[], KeyConstants | str]  # the numbers, or why there are none
 
     @property
     def rank(self) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from uncomp import latent
 from uncomp.transforms.lorc import factors
 from uncomp.transforms.lorc.calibrated import output_moments
 from uncomp.transforms.lorc.config import LorcConfig
+from uncomp.transforms.lorc.constants import key_constants
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys, SplitProjections
 from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
@@ -275,7 +277,9 @@ def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, ba
 def set_codec(places: Places, attention: torch.nn.Module, made: torch.nn.Module) -> None:
     """Tells a key projection how its latents become keys."""
     if isinstance(made, RebuiltKeys):
-        made.codec = latent.RotaryKeys(made, _norm(attention), places.angles(attention))
+        norm = _norm(attention)
+        numbers = functools.partial(key_constants, *places.rotary(attention), norm, made.head_dim)
+        made.codec = latent.RotaryKeys(made, norm, places.angles(attention), numbers)
     else:
         made.codec = latent.PaddedKeys(made.rank, made.heads, made.head_dim)
 

@@ -119,6 +119,11 @@ class Places:
         Raises:
             NotImplementedError: its frequencies change with the length of the text.
         """
+        rotary, layer_type = self.rotary(attention)
+        return rotary if layer_type is None else functools.partial(_typed_angles, rotary, layer_type)
+
+    def rotary(self, attention: torch.nn.Module) -> tuple[Any, str | None]:
+        """The model's rotary embedding, and the kind of layer where it wants to know that; refuses as `angles` does."""
         rope = getattr(self.model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
         kinds = {rope.get("rope_type")} | {v.get("rope_type") for v in rope.values() if isinstance(v, dict)}
         if kinds & set(_HOST_ROPE):
@@ -127,9 +132,8 @@ class Places:
                 "so stored keys cannot be rotated again"
             )
         rotary = self.stack.rotary_emb
-        if "layer_type" in inspect.signature(rotary.forward).parameters:
-            return functools.partial(_typed_angles, rotary, attention.layer_type)
-        return rotary
+        typed = "layer_type" in inspect.signature(rotary.forward).parameters
+        return rotary, attention.layer_type if typed else None
 
     def rotates(self, attention: torch.nn.Module) -> bool:
         """Whether positions change a layer's keys."""
