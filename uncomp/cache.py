@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from uncomp.deletion import KeptRows
-from uncomp.latent import KeyCodec, Latents, arena_keys
+from uncomp.latent import KeyCodec, Latents
+from uncomp.remade import Slots, arena_keys, arena_values, unfolded, unfolded_layout
 from uncomp.types import DecodeRule
 
 
@@ -79,9 +80,23 @@ class RaggedLayer:
         """[C, D] keys as queries meet them: the rows themselves, or what a codec makes of them (see arena_keys)."""
         if self.codec is None:
             return self.key_rows
+        return arena_keys(self.codec, self.key_rows, self.slot_position, self._all_slots(), self.offset)
+
+    def attended(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys [C', D], values [C', Dv], row_start and row_len of rows as queries meet them.
+
+        Rows that several heads share become one for each: C' counts every slot once a head.
+        """
+        if self.codec is None or self.codec.shared == 1:
+            return self.attended_keys(), self.value_rows, self.row_start, self.row_len
+        shared, slots = self.codec.shared, self._all_slots()
+        values = arena_values(self.codec, self.value_rows, slots)
+        states = (unfolded(t, slots, shared) for t in (self.attended_keys(), values))
+        return *states, *unfolded_layout(self.row_start, self.row_len, shared)
+
+    def _all_slots(self) -> Slots:
         self.measure()
-        place = (self.slot_position, self.row_start, self.widest, self.rows, self.offset)
-        return arena_keys(self.codec, self.key_rows, *place)
+        return Slots(self.row_start, self.widest, self.rows, self.capacity)
 
     def measure(self) -> None:
         """Reads back the room of the longest row, unless it is known: attended_keys must know it, recorded or not."""

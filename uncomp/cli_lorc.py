@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--threshold", type=float, help="leave layers whose cumulative condition lies further above")
     parser.add_argument("--rank-k", type=_ranks, metavar="R", help="ranks of keys, one or one a layer: 64 or 64,48,...")
     parser.add_argument("--rank-v", type=_ranks, metavar="R", help="ranks of values, likewise")
+    parser.add_argument(
+        "--granularity", default="head", metavar="G", help="what has factors of its own: head, group:S or layer"
+    )
     parser.add_argument("--svd", choices=("exact", "randomised"), default="exact", help="default %(default)s")
     parser.add_argument("--whiten", nargs="+", metavar="FILE", help="calibrate on these UTF-8 texts, or wikitext2")
     parser.add_argument("--samples", type=int, default=32, help="pieces of the texts; default %(default)s")
@@ -64,7 +67,7 @@ def _lorc(args: argparse.Namespace, progress: Any) -> int:
     from uncomp.transforms.lorc.config import LorcConfig
     from uncomp.transforms.lorc.files import check_target, is_checkpoint
 
-    fields = ("rho", "d_min_frac", "schedule", "kappa", "threshold", "rank_k", "rank_v", "svd", "seed")
+    fields = ("rho", "d_min_frac", "schedule", "kappa", "threshold", "rank_k", "rank_v", "granularity", "svd", "seed")
     whiten = None if args.whiten is None else "calib"
     config = LorcConfig(**{name: getattr(args, name) for name in fields}, whiten=whiten)
     check_target(args.out)  # and the texts: before the model, which may take minutes

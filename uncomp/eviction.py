@@ -49,7 +49,8 @@ def decode_step(
 
 def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent=None) -> Tensor:
     if layer.free is not None:
-        return _append(layer, query, key if latent is None else latent.rows, value, position, scale)
+        stored = (key, value) if latent is None else (latent.rows, latent.values)
+        return _append(layer, query, *stored, position, scale)
     if layer.rule.kind == "vote":
         keys = layer.attended_keys()  # of latents a passing copy: the operator writes the new key into it
         out, _ = ops.decode_evict_(
@@ -79,9 +80,9 @@ def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position,
     return _weakest(layer, config, query, key, value, position, scale, latent)
 
 
-def _append(layer: RaggedLayer, query, stored, value, position, scale) -> Tensor:
+def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
     ops.append_kv_(
-        stored,
+        key,
         value,
         position.unsqueeze(1),
         layer.row_start,
@@ -90,8 +91,7 @@ def _append(layer: RaggedLayer, query, stored, value, position, scale) -> Tensor
         layer.value_rows,
         layer.slot_position,
     )
-    keys = layer.attended_keys()
-    out, _ = ops.decode_attention(query, keys, layer.value_rows, layer.row_start, layer.row_len, scale)
+    out, _ = ops.decode_attention(query, *layer.attended(), scale)
     return out
 
 
@@ -103,15 +103,14 @@ def reduce_group(weights: Tensor, dim: int, reduce: str) -> Tensor:
 def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, latent) -> Tensor:
     """Rules that compare one number a slot: accumulated mass, the newest query's weight, or the position."""
     rows, group = layer.rows, query.shape[1] // layer.rows
-    stored, keys = key if latent is None else latent.rows, layer.attended_keys()
-    key, value, stored = (
-        t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] != rows else t for t in (key, value, stored)
+    keys, values, row_start, row_len = layer.attended()
+    kept = (key, value) if latent is None else (latent.rows, latent.values)
+    key, value, *kept = (
+        t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] < rows else t for t in (key, value, *kept)
     )
     rule, start, length = layer.rule, layer.row_start[:-1], layer.row_len
     room = layer.row_start[1:] - start
-    out, lse = ops.ragged_attention(
-        query, keys, layer.value_rows, layer.row_start, layer.row_len, scale, key=key, value=value
-    )
+    out, lse = ops.ragged_attention(query, keys, values, row_start, row_len, scale, key=key, value=value)
     columns = layer.mass.shape[1]
     column = torch.arange(columns, dtype=torch.int32, device=query.device)
     place = (start.unsqueeze(1) + column).clamp(max=layer.capacity - 1).long()  # [R, columns] slots
@@ -143,8 +142,8 @@ def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, lat
     oldest = when.masked_fill(strength != least, torch.iinfo(torch.int32).max)
     taken = torch.where(length < room, length, oldest.argmin(1).to(torch.int32))
     slot = (start + taken).long()  # every row has room: the plan grants window and sinks at least
-    layer.key_rows.index_copy_(0, slot, stored.flatten(0, 2))
-    layer.value_rows.index_copy_(0, slot, value.flatten(0, 2))
+    layer.key_rows.index_copy_(0, slot, kept[0].flatten(0, 2))
+    layer.value_rows.index_copy_(0, slot, kept[1].flatten(0, 2))
     layer.slot_position.index_copy_(0, slot, now.squeeze(1))
     if new is not None:
         layer.mass.scatter_(1, taken.long().unsqueeze(1), new)

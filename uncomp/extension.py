@@ -114,10 +114,7 @@ def _extend(
         arena, source = repacked(ragged, prior, lengths)
     out, _ = ops.ragged_attention(
         query,
-        arena.attended_keys(),
-        arena.value_rows,
-        arena.row_start,
-        arena.row_len,
+        *arena.attended(),
         scale,
         key=key,
         value=value,
@@ -126,7 +123,7 @@ def _extend(
     )
     ops.append_kv_(
         key if latent is None else latent.rows,
-        value,
+        value if latent is None else latent.values,
         position,
         arena.row_start,
         arena.row_len,

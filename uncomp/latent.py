@@ -57,15 +57,16 @@ class KeyCodec(Protocol):
     """Turns stored rows into keys."""
 
     rank: int  # numbers that are stored of a key
-    heads: int  # KV heads
+    heads: int  # rows of a sequence that store one each: KV heads, or groups of them
+    shared: int  # KV heads whose keys and values one stored row stands for
 
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """Keys as a query meets them.
 
         Args:
-            latent: [R, n, rank]. position: [R, n] int, model positions. head: [R] int64, KV head of a row.
+            latent: [R, n, rank]. position: [R, n] int, model positions. head: [R] int64, which of `heads` a row is.
         Returns:
-            [R, n, D].
+            [R, n, shared * D].
         """
 
 
@@ -76,6 +77,7 @@ class PaddedKeys:
     rank: int
     heads: int
     head_dim: int
+    shared: int = 1
 
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """See KeyCodec."""
@@ -99,10 +101,12 @@ class RotaryKeys:
     Kernels make these keys tile by tile where `constants` has the numbers for it.
     """
 
-    projection: torch.nn.Module  # has basis [heads, rank, D] and bias [heads * D] or None
+    projection: torch.nn.Module  # has basis [heads, rank, shared * D] and bias [heads * shared * D] or None
+    head_dim: int  # D
     norm: Callable[[Tensor], Tensor] | None  # of a head's keys
     angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (like, position [1, n]) -> cos, sin [1, n, rotated]
     constants: Callable[[], KeyConstants | str]  # the numbers, or why there are none
+    values: torch.nn.Module | None = None  # where heads share what is stored: as `projection`, of their values
 
     @property
     def rank(self) -> int:
@@ -114,15 +118,26 @@ class RotaryKeys:
         """See KeyCodec."""
         return self.projection.heads
 
+    @property
+    def shared(self) -> int:
+        """See KeyCodec."""
+        return self.projection.head_dim // self.head_dim
+
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """See KeyCodec. 2 R n rank D flops, and the memory of the result about four times."""
-        key = torch.bmm(latent, self.projection.basis.to(latent.dtype)[head])
-        if self.projection.bias is not None:
-            key = key + self.projection.bias.to(key.dtype).view(self.heads, 1, -1)[head]
+        key = wide(self.projection, latent, head).unflatten(-1, (self.shared, self.head_dim))
         if self.norm is not None:
             key = self.norm(key)
-        cos, sin = (t.view(*position.shape, -1) for t in self.angles(key, position.reshape(1, -1)))
-        return rotate(key, cos, sin)
+        cos, sin = (t.view(*position.shape, 1, -1) for t in self.angles(key, position.reshape(1, -1)))
+        return rotate(key, cos, sin).flatten(-2)
+
+
+def wide(projection: torch.nn.Module, latent: Tensor, head: Tensor) -> Tensor:
+    """[R, n, channels] of latents [R, n, rank]; head: [R] int64. projection: see RotaryKeys."""
+    found = torch.bmm(latent, projection.basis.to(latent.dtype)[head])
+    if projection.bias is None:
+        return found
+    return found + projection.bias.to(found.dtype).view(projection.heads, 1, -1)[head]
 
 
 def rotate(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -141,42 +156,7 @@ def rotate(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Latents:
     """New tokens as they are stored in place of their keys and values."""
 
-    rows: Tensor  # [B, Hkv, T, rank], of keys
-    values: Tensor  # [B, Hkv, T, rank of values]
+    rows: Tensor  # [B, heads of the codec, T, rank], of keys
+    values: Tensor  # [B, heads of the codec, T, rank of values]
     codec: KeyCodec
     offset: Tensor | None = None  # [B] int32: model position minus stored position; None where they are equal
-
-
-def arena_keys(
-    codec: KeyCodec,
-    rows: Tensor,
-    slot_position: Tensor,
-    row_start: Tensor,
-    widest: int,
-    rows_of_one: int,
-    offset: Tensor | None,
-) -> Tensor:
-    """Keys of a whole arena, made again: the reference body until attention kernels do it tile by tile.
-
-    Costs 2 C rank D flops and several times C D numbers of memory a call, where C counts rows as if all were as long as
-    the longest.
-
-    Args:
-        rows: [C, rank]. slot_position: [C] int32. row_start: [R + 1] int32. widest: room of the longest row, slots.
-        rows_of_one: cache rows of one sequence. offset: see Latents.
-    Returns:
-        [C, D]; arbitrary in dead slots.
-    """
-    num_rows, capacity = row_start.numel() - 1, rows.shape[0]
-    start = row_start[:-1].long()
-    column = torch.arange(widest, device=rows.device)
-    place = (start.unsqueeze(1) + column).clamp(max=max(capacity - 1, 0))
-    index = torch.arange(num_rows, device=rows.device)
-    position = slot_position[place]
-    if offset is not None:
-        position = position + offset[index // rows_of_one].unsqueeze(1)
-    head = (index % rows_of_one) * codec.heads // rows_of_one
-    keys = codec.keys(rows[place], position, head)
-    slot = torch.arange(capacity, dtype=torch.int32, device=rows.device)
-    row = torch.searchsorted(row_start[1:], slot, right=True).clamp(max=max(num_rows - 1, 0))
-    return keys.flatten(0, 1)[row * widest + slot - start[row]]

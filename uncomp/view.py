@@ -219,9 +219,9 @@ class PromptView(LayerView):
 
     def compact(self, index: Tensor, index_start: Tensor, row_start: Tensor, capacity: int) -> tuple[Tensor, ...]:
         """Packs chosen candidates; arguments and results as ops.compact_kv."""
-        stored = self.key if self.latent is None else self.latent.rows
+        stored = (self.key, self.value) if self.latent is None else (self.latent.rows, self.latent.values)
         return ops.compact_kv(
-            stored, self.value, index, index_start, row_start, capacity, position=self.original, first=self.first
+            *stored, index, index_start, row_start, capacity, position=self.original, first=self.first
         )
 
     @property

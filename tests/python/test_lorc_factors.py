@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from uncomp import latent
+from uncomp import latent, remade
 from uncomp.transforms.lorc import factors
 
 E, D, HEADS, GROUP, RANK, TOKENS = 96, 64, 3, 2, 32, 50
@@ -185,7 +185,7 @@ def angles(like, position):
 class Projection:
     def __init__(self):
         self.basis, self.bias = torch.randn(2, 16, 64), torch.randn(128)
-        self.heads, self.rank = 2, 16
+        self.heads, self.rank, self.head_dim = 2, 16, 64
 
 
 @pytest.mark.parametrize("rows_of_one", [2, 6])
@@ -197,13 +197,30 @@ def test_keys_of_an_arena_are_those_of_the_slow_reference(rows_of_one, offset):
     capacity = int(row_start[-1])
     rows, position = torch.randn(capacity, 16), torch.randperm(4 * capacity)[:capacity].to(torch.int32)
     offset = None if offset is None else torch.tensor(offset, dtype=torch.int32)
-    codec = latent.RotaryKeys(Projection(), lambda k: k / k.norm(dim=-1, keepdim=True), angles)
+    codec = latent.RotaryKeys(Projection(), 64, lambda k: k / k.norm(dim=-1, keepdim=True), angles, lambda: "a test")
     want = slow_keys(codec, rows, position, row_start, rows_of_one, offset)
     rows[4], position[4] = float("nan"), 2**31 - 8  # the last slot of the first row is dead
-    got = latent.arena_keys(codec, rows, position, row_start, max(rooms), rows_of_one, offset)
+    slots = remade.Slots(row_start, max(rooms), rows_of_one, capacity)
+    got = remade.arena_keys(codec, rows, position, slots, offset)
     live = torch.arange(capacity) != 4
     assert got.shape == want.shape and got[4].isnan().all()
     assert (got[live] - want[live]).abs().max() < 1e-5
+
+
+def test_rows_that_heads_share_become_one_for_each_head():
+    """Ragged rooms, an empty row, a short one: what a row held is what each of its three has, in its own channels."""
+    rooms, lengths = [3, 0, 5, 2], [2, 0, 5, 1]
+    row_start = torch.tensor([0, 3, 3, 8, 10], dtype=torch.int32)
+    states, slots = torch.randn(10, 3 * 4), remade.Slots(row_start, 5, 2, 10)
+    got = remade.unfolded(states, slots, 3)
+    start, length = remade.unfolded_layout(row_start, torch.tensor(lengths, dtype=torch.int32), 3)
+    assert start.dtype == length.dtype == torch.int32 and start[-1] == len(got) == 30
+    for row, held in enumerate(lengths):
+        for j in range(3):
+            new = 3 * row + j
+            assert length[new] == held and start[new + 1] - start[new] == rooms[row]
+            part = states[int(row_start[row]) :][:held, 4 * j : 4 * j + 4]
+            assert torch.equal(got[int(start[new]) :][:held], part)
 
 
 def test_latents_reach_the_attention_of_their_own_projection_once():

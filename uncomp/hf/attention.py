@@ -82,7 +82,7 @@ def _latents(module, key: Tensor, value: Tensor, shared) -> Latents | None:
     rows, values = key[..., : codec.rank], value[..., : module.v_proj.rank]
     if not isinstance(codec, PaddedKeys) or is_exact():
         rows = take(projection).unflatten(-1, (codec.heads, codec.rank)).transpose(1, 2).to(key.dtype)
-    if is_exact():
+    if is_exact() or codec.shared > 1:
         values = take(module.v_proj).unflatten(-1, (codec.heads, -1)).transpose(1, 2).to(value.dtype)
     return Latents(rows, values, codec)
 

@@ -187,6 +187,8 @@ class UncompLayer(CacheLayerMixin):
         """
         clock, config = self.shared.clock, self.shared.config
         chunk = clock.chunk
+        if self.ragged is None:
+            self.shared.share_rows(1 if latent is None else latent.codec.shared)
         self._same_width(latent, (value if latent is None else latent.values).shape[3])
         if latent is not None and chunk.lengths is not None:
             latent.offset = self.shared.offset(query.device)
@@ -199,7 +201,7 @@ class UncompLayer(CacheLayerMixin):
                 if not self.shared.recording:
                     self.make_room(1)
                     self.ragged.count(1)
-                value = value if latent is None else latent.values
+                value = self._met(value, latent)
                 return eviction.decode_step(self.ragged, config, query, key, value, position, scale, latent)
         pack = self.shared.prompt()[2]
         if pack is None:
@@ -212,6 +214,11 @@ class UncompLayer(CacheLayerMixin):
             return self._take_in(*states, latent)
 
         return extension.packed(pack, run, query, key, value, scale)
+
+    @staticmethod
+    def _met(value: Tensor, latent: Latents | None) -> Tensor:
+        """Values as attention meets them: what is stored, unless heads share it."""
+        return value if latent is None or latent.codec.shared > 1 else latent.values
 
     def _same_width(self, latent: Latents | None, value_dim: int) -> None:
         """Refuses a cache whose rows were stored by other projections than those that run now."""
@@ -240,7 +247,8 @@ class UncompLayer(CacheLayerMixin):
         shared, chunk = self.shared, self.shared.clock.chunk
         query, key, value = query.detach(), key.detach(), value.detach()
         if latent is not None:
-            latent.rows, value = latent.rows.detach(), latent.values.detach()
+            latent.rows, latent.values = latent.rows.detach(), latent.values.detach()
+            value = self._met(value, latent)
         out = None
         if self.ragged is not None:
             before = self.ragged.key_rows
@@ -255,7 +263,7 @@ class UncompLayer(CacheLayerMixin):
         else:
             lengths, position, _ = shared.prompt()
             states = (query, key, value, lengths, scale, position)
-            view = PromptView(self.index, shared.shape, shared.config, *states, latent=latent)
+            view = PromptView(self.index, shared.compressor.model_shape, shared.config, *states, latent=latent)
             taken = shared.compressor.measure(view)
         if not shared.compressor.whole_model:
             self._keep(*shared.compressor.compress([taken]))

@@ -7,6 +7,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,6 +116,28 @@ class SharedState:
     def let_go(self) -> None:
         """Layers know this object: without this only a garbage collection would free them."""
         self.layers, self.waiting = [], []
+
+    def share_rows(self, heads: int) -> None:
+        """From now on a row stands for `heads` KV heads; called before a layer stores anything.
+
+        Raises:
+            NotImplementedError: the heads would keep different tokens.
+        """
+        shape = replace(self.shape, rows=self.shape.rows // heads)
+        if self.compressor.model_shape == shape:
+            return
+        policy = make_policy(self.config, shape)
+        blind = policy.blind and (self.config.grows or policy.decode_rule().kind == "position")
+        if heads > 1 and self.config.rows == "query_head":
+            raise NotImplementedError(
+                'uncomp: rows must be "kv_head" where heads share latents (uncomp.lorc, granularity); got "query_head"'
+            )
+        if heads > 1 and not (self.config.keeps_all or blind):
+            raise NotImplementedError(
+                f"uncomp: policy {self.config.policy} keeps what single heads attend to, but {heads} heads share what "
+                'is stored (uncomp.lorc, granularity); use "full", "streaming_llm", or "random" with decode="grow"'
+            )
+        self.compressor = Compressor(self.config, shape, policy)
 
     def settle(self) -> None:
         """Lets the layers count the steps that were replayed."""

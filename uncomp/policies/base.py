@@ -28,6 +28,7 @@ class Policy:
         name: how UncompConfig(policy=...) calls it.
         defaults: values of config fields left at None.
         options: names that policy_options may hold, with their defaults.
+        blind: scores do not depend on what the model attends to, so that rows may stand for several heads.
         scope: "layer", or "model" if limits span layers: all layers then stay dense until the last one.
         beta: how steep layer_shape="pyramid" is.
         delete_heads: rows of every layer and sequence that store nothing; `deleted_rows` says which, and `score` and
@@ -37,6 +38,7 @@ class Policy:
     name: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {}
     options: ClassVar[Mapping[str, Any]] = {}
+    blind: ClassVar[bool] = False
     scope: str = "layer"
     beta: float = 20.0
     delete_heads: int = 0

@@ -21,6 +21,7 @@ class Random(Policy):
     """
 
     name = "random"
+    blind = True
     defaults: ClassVar = {"pool_width": 1}
 
     def score(self, view: LayerView) -> Tensor:

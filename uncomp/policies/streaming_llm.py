@@ -20,6 +20,7 @@ class StreamingLLM(Policy):
     """
 
     name = "streaming_llm"
+    blind = True
     defaults: ClassVar = {"sinks": 4, "pool_width": 1}
 
     def __init__(self, config, shape) -> None:

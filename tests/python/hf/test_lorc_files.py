@@ -122,6 +122,7 @@ def test_the_command_calibrates_on_texts_and_prints_lines(source, tmp_path, caps
     text = tmp_path / "text.txt"
     text.write_text(example_text()[:6000])
     options = ("--whiten", text, "--samples", 2, "--seqlen", 64, "--rank-k", 32, "--rank-v", "64,32")
+    options += ("--granularity", "group:2")
     status, out, _ = run(capsys, "lorc", "--model", source, *options, "--out", tmp_path / "w", "--device", "cpu")
     assert status == 0
     assert (

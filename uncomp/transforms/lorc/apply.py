@@ -16,7 +16,7 @@ from uncomp.transforms.lorc import factors
 from uncomp.transforms.lorc.calibrated import output_moments
 from uncomp.transforms.lorc.config import LorcConfig
 from uncomp.transforms.lorc.constants import key_constants
-from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys, SplitProjections
+from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt, SplitProjections
 from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
 
@@ -157,6 +157,7 @@ def compress(
     if getattr(places.stack, latent.MARK, None) is not None:
         raise ValueError("uncomp.lorc.compress: the model is compressed already; call .remove() on its handle first")
     places.check()
+    config.heads_together(places.shape.num_kv_heads)
     for index in places.layers:
         check_key_mode(places, index, config.key_mode)
     if (calibration is None) != (config.whiten is None):
@@ -177,7 +178,9 @@ def compress(
                 log_kappa.append(sum(factors.log_kappa(p.weight, heads, config.kappa) for p in pair))
                 say(f"condition numbers {i + 1}/{count}")
         ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
-        moments = None if calibration is None else output_moments(places, calibration, say)
+        moments = (
+            None if calibration is None else output_moments(places, calibration, say, config.heads_together(heads))
+        )
         handle = LorcHandle(places, config, ranks, log_kappa)
         try:
             for i, index in enumerate(places.layers):
@@ -228,17 +231,22 @@ def factored(
         moments: of its keys and values on calibration tokens, or None.
     """
     attention, heads = places.attention(index), places.shape.num_kv_heads
+    together = config.heads_together(heads)
     bases, matrices = [], []
     for side, (name, rank) in enumerate((("k_proj", ranks.key[i]), ("v_proj", ranks.value[i]))):
-        whole = factors.per_head(places.projection(attention, name).weight, heads)
+        whole = factors.per_head(places.projection(attention, name).weight, heads // together)
         matrices.append(whole)
+        rank = rank * together
         if moments is not None:
             bases.append(factors.whitened_basis(moments[side].to(whole.device), rank))
         elif config.svd == "randomised":
             bases.append(factors.random_basis(whole, rank, config.seed + 2 * i + side))
         else:
             bases.append(factors.exact_basis(whole, rank))
-    made = keys_of(places, index, config, matrices[0], bases[0]) | values_of(places, index, matrices[1], bases[1])
+    values = values_of if together == 1 else shared_values_of
+    made = values(places, index, matrices[1], bases[1])
+    made |= keys_of(places, index, config, matrices[0], bases[0])
+    set_codec(places, attention, made)
     return joined(places, attention, made)
 
 
@@ -251,7 +259,8 @@ def joined(places: Places, attention: torch.nn.Module, made: dict[str, torch.nn.
         for key, held in list(query.named_parameters()):  # the fused weight is let go
             setattr(query, key, torch.nn.Parameter(held.detach().clone(), requires_grad=False))
         made["q_proj"] = query
-    return {FUSED: SplitProjections(*(made[name] for name in NAMES[:3])), "o_proj": made["o_proj"]}
+    rest = {name: module for name, module in made.items() if name == "o_proj"}
+    return {FUSED: SplitProjections(*(made[name] for name in NAMES[:3])), **rest}
 
 
 def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, basis: Tensor) -> dict:
@@ -261,12 +270,9 @@ def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, ba
     like, bias = key.weight, key.bias
     narrow = factors.down(matrices, basis)
     if config.key_mode == "rebuild":
-        made = RebuiltKeys(narrow, basis, bias, like)
-        set_codec(places, attention, made)
-        return {"k_proj": made}
+        return {"k_proj": Rebuilt(narrow, basis, bias, like)}
     # A query's product with the bias of the keys is the same for all keys, so the softmax does not see it.
     made = PaddedProjection(narrow, None, len(basis), dim, like)
-    set_codec(places, attention, made)
     heads = places.shape.num_q_heads
     spread = basis.repeat_interleave(heads // len(basis), 0)
     bias = None if query.bias is None else (spread @ query.bias.double().view(heads, dim, 1)).flatten()
@@ -274,14 +280,16 @@ def keys_of(places: Places, index: int, config: LorcConfig, matrices: Tensor, ba
     return {"k_proj": made, "q_proj": PaddedProjection(weight, bias, heads, dim, query.weight)}
 
 
-def set_codec(places: Places, attention: torch.nn.Module, made: torch.nn.Module) -> None:
-    """Tells a key projection how its latents become keys."""
-    if isinstance(made, RebuiltKeys):
-        norm = _norm(attention)
-        numbers = functools.partial(key_constants, *places.rotary(attention), norm, made.head_dim)
-        made.codec = latent.RotaryKeys(made, norm, places.angles(attention), numbers)
-    else:
-        made.codec = latent.PaddedKeys(made.rank, made.heads, made.head_dim)
+def set_codec(places: Places, attention: torch.nn.Module, made: dict[str, torch.nn.Module]) -> None:
+    """Tells the new key projection of a layer how its latents become keys, and shared ones of values values."""
+    keys, values, dim = made["k_proj"], made["v_proj"], places.shape.head_dim
+    if isinstance(keys, PaddedProjection):
+        keys.codec = latent.PaddedKeys(keys.rank, keys.heads, dim)
+        return
+    norm = _norm(attention)
+    numbers = functools.partial(key_constants, *places.rotary(attention), norm, dim)
+    shared = values if isinstance(values, Rebuilt) else None
+    keys.codec = latent.RotaryKeys(keys, dim, norm, places.angles(attention), numbers, shared)
 
 
 def values_of(places: Places, index: int, matrices: Tensor, basis: Tensor) -> dict:
@@ -293,6 +301,12 @@ def values_of(places: Places, index: int, matrices: Tensor, basis: Tensor) -> di
         "v_proj": PaddedProjection(factors.down(matrices, basis), None, len(basis), shape.head_dim, value.weight),
         "o_proj": FoldedOutput(weight, bias, shape.num_q_heads, shape.head_dim, output.weight),
     }
+
+
+def shared_values_of(places: Places, index: int, matrices: Tensor, basis: Tensor) -> dict:
+    """Value projection of a layer whose heads share latents: folded into the output it would grow with their number."""
+    value = places.projection(places.attention(index), "v_proj")
+    return {"v_proj": Rebuilt(factors.down(matrices, basis), basis, value.bias, value.weight)}
 
 
 def _bytes_of(module: torch.nn.Module) -> int:

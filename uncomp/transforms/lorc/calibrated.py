@@ -11,12 +11,15 @@ from torch import Tensor
 from uncomp.transforms.lorc.places import FUSED, Places
 
 
-def output_moments(places: Places, tokens: Tensor, say: Callable[[str], None]) -> list[tuple[Tensor, Tensor]]:
+def output_moments(
+    places: Places, tokens: Tensor, say: Callable[[str], None], together: int = 1
+) -> list[tuple[Tensor, Tensor]]:
     """Runs tokens through the decoder, a sequence at a time, without a cache.
 
     Args:
         tokens: [N, S] int64.
         say: called with a line of text after each sequence.
+        together: heads that share latents count as one of so many times D channels.
     Returns:
         of every compressible layer the moments of keys and values before their bias: two of [Hkv, D, D] float64, sums
         over all tokens, on the layer's device. 16 Hkv D D bytes a layer.
@@ -29,7 +32,7 @@ def output_moments(places: Places, tokens: Tensor, say: Callable[[str], None]) -
     most = places.model.get_input_embeddings().num_embeddings
     if int(tokens.min()) < 0 or int(tokens.max()) >= most:
         raise ValueError(f"uncomp.lorc.compress: calibration must be tokens from 0 to {most - 1}; got others")
-    heads, dim = places.shape.num_kv_heads, places.shape.head_dim
+    heads, dim = places.shape.num_kv_heads // together, places.shape.head_dim * together
     moments, hooks = [], []
 
     def add(module: torch.nn.Module, output: Tensor, part: tuple[int, int], total: Tensor) -> None:

@@ -30,6 +30,9 @@ class LorcConfig(CheckedFields):
         rank_k, rank_v: ranks instead of a schedule: one number for all layers, or one a layer; multiples of 16.
         key_mode: "rebuild" (keys are made again from what is stored, then rotated) or "absorb" (into the query
             projection; exact, for models without rotary positions and without normalised keys).
+        granularity: what has factors of its own: each "head", "group:s" (s heads one behind the other share latents of
+            s times the rank) or the whole "layer". Shared ones err less; a cache then stores them once for s heads, so
+            under `uncomp.patch` only policies that keep the same tokens for all of them can run.
         whiten: None (plain SVD) or "calib" (errors are weighed by calibration tokens, which `compress` then needs).
         exact_prefill: under `uncomp.patch` prompts run with the original weights, which then stay in memory, and what
             is stored of them is of low rank; later tokens, and models that are not patched, run with the factors.
@@ -48,6 +51,7 @@ class LorcConfig(CheckedFields):
     rank_k: int | tuple[int, ...] | None = None
     rank_v: int | tuple[int, ...] | None = None
     key_mode: Literal["rebuild", "absorb"] = "rebuild"
+    granularity: str = "head"
     whiten: Literal["calib"] | None = None
     exact_prefill: bool = False
     svd: Literal["exact", "randomised"] = "exact"
@@ -70,6 +74,13 @@ class LorcConfig(CheckedFields):
         ):
             wanted = "one of " + ", ".join(map(repr, allowed))
             self._require(name, getattr(self, name) in allowed, wanted)
+        wanted = '"head", "layer" or "group:s" with s of at least 2'
+        self._require("granularity", _granularity(self.granularity), wanted)
+        self._require(
+            "key_mode", self.key_mode == "rebuild" or self.granularity == "head", '"rebuild" for shared latents'
+        )
+        wanted = "left out where heads share latents"
+        self._require("threshold", self.threshold is None or self.granularity == "head", wanted)
         self._require("svd", self.svd == "exact" or self.whiten is None, '"exact" where whiten is given')
         for name in ("rank_k", "rank_v"):
             ranks = getattr(self, name)
@@ -89,6 +100,18 @@ class LorcConfig(CheckedFields):
     def shares(self) -> tuple[float, float]:
         """rho of keys and of values."""
         return self.rho if isinstance(self.rho, tuple) else (self.rho, self.rho)
+
+    def heads_together(self, heads: int) -> int:
+        """KV heads that share latents, in a model of `heads`.
+
+        Raises:
+            ValueError: groups that do not divide the heads.
+        """
+        if self.granularity in ("head", "layer"):
+            return 1 if self.granularity == "head" else heads
+        size = int(self.granularity.removeprefix("group:"))
+        self._require("granularity", heads % size == 0, f"groups that divide the model's {heads} key/value heads")
+        return size
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -114,6 +137,13 @@ def given_ranks(name: str, ranks: int | Sequence[int], layers: int, head_dim: in
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _granularity(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    size = value.removeprefix("group:")
+    return value in ("head", "layer") or (size != value and size.isdecimal() and size[0] != "0" and int(size) > 1)
 
 
 def _share(value: Any) -> bool:

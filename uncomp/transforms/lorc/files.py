@@ -20,7 +20,7 @@ from torch import Tensor
 from uncomp import latent
 from uncomp.transforms.lorc.apply import LorcHandle, check_key_mode, joined, set_codec
 from uncomp.transforms.lorc.config import LorcConfig
-from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, RebuiltKeys
+from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt
 from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks
 
@@ -69,7 +69,7 @@ def save(
         for name in NAMES:
             holder = places.holder(attention, name)
             module = getattr(holder, name)
-            if holder is not attention or isinstance(module, (RebuiltKeys, PaddedProjection, FoldedOutput)):
+            if holder is not attention or isinstance(module, (Rebuilt, PaddedProjection, FoldedOutput)):
                 replaced[f"{names[id(holder)]}.{name}"] = module
     factors = {
         f"{name}.{key}": tensor.detach().cpu().contiguous()
@@ -180,23 +180,32 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
         return tensor
 
     made = {}
-    narrow = read("k_proj", "down", heads * rank_k, width)
+    together = config.heads_together(heads)
+
+    def rebuilt(name: str, rank: int) -> Rebuilt:
+        down = read(name, "down", heads * rank, width)
+        basis = read(name, "basis", heads // together, rank * together, dim * together)
+        return Rebuilt(down, basis, read(name, "bias", heads * dim, optional=True), like[name])
+
     if config.key_mode == "rebuild":
-        basis = read("k_proj", "basis", heads, rank_k, dim)
-        bias = read("k_proj", "bias", heads * dim, optional=True)
-        made["k_proj"] = RebuiltKeys(narrow, basis, bias, like["k_proj"])
+        made["k_proj"] = rebuilt("k_proj", rank_k)
         if places.fused(attention):
             made["q_proj"] = query = places.projection(attention, "q_proj")
             for key, held in list(query.named_parameters()):
                 found = read("q_proj", key, *held.shape).to(held.device, held.dtype)
                 setattr(query, key, torch.nn.Parameter(found, requires_grad=False))
     else:
+        narrow = read("k_proj", "down", heads * rank_k, width)
         made["k_proj"] = PaddedProjection(narrow, None, heads, dim, like["k_proj"])
         bias = read("q_proj", "bias", queries * rank_k, optional=True)
         down = read("q_proj", "down", queries * rank_k, width)
         made["q_proj"] = PaddedProjection(down, bias, queries, dim, like["q_proj"])
-    set_codec(places, attention, made["k_proj"])
-    made["v_proj"] = PaddedProjection(read("v_proj", "down", heads * rank_v, width), None, heads, dim, like["v_proj"])
-    weight, bias = read("o_proj", "weight", out, queries * rank_v), read("o_proj", "bias", out, optional=True)
-    made["o_proj"] = FoldedOutput(weight, bias, queries, dim, like["o_proj"])
+    if together > 1:
+        made["v_proj"] = rebuilt("v_proj", rank_v)
+    else:
+        down = read("v_proj", "down", heads * rank_v, width)
+        made["v_proj"] = PaddedProjection(down, None, heads, dim, like["v_proj"])
+        weight, bias = read("o_proj", "weight", out, queries * rank_v), read("o_proj", "bias", out, optional=True)
+        made["o_proj"] = FoldedOutput(weight, bias, queries, dim, like["o_proj"])
+    set_codec(places, attention, made)
     return joined(places, attention, made)

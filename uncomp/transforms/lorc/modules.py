@@ -21,14 +21,15 @@ def _parameter(tensor: Tensor | None, like: Tensor) -> Parameter | None:
     return Parameter(tensor.to(like.device, like.dtype).contiguous(), requires_grad=False)
 
 
-class RebuiltKeys(torch.nn.Module):
-    """Keys of low rank: gives latent @ basis + bias, and leaves the latents for the attention.
+class Rebuilt(torch.nn.Module):
+    """Keys of low rank, or values of latents that heads share: latent @ basis + bias. Leaves the latents behind.
 
     Args:
-        down: [heads * rank, E]. basis: [heads, rank, D]. bias: [heads * D] or None. like: for dtype and device.
+        down: [heads * rank, E]. basis: [heads, rank, D]. bias: [heads * D] or None. like: for dtype and device. Where
+            s heads share latents, these count for one head of s * D channels.
     """
 
-    codec: latent.KeyCodec | None = None  # set by who knows the layer
+    codec: latent.KeyCodec | None = None  # of keys, set by who knows the layer
 
     def __init__(self, down: Tensor, basis: Tensor, bias: Tensor | None, like: Tensor) -> None:
         super().__init__()
