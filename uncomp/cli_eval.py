@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uncomp
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress
-from uncomp.config import known_policies
+from uncomp.cli_eval_options import add_common, add_prompts, count, numbers
 
 DATA = {
     "longbench": "TASK.jsonl or base/TASK.jsonl, e/TASK_e.jsonl, and config/dataset2prompt.json, dataset2maxlen.json",
@@ -32,95 +31,24 @@ def add(commands: Any) -> None:
     for name, files in DATA.items():
         parser = tasks.add_parser(name, help=f"data: {files}", description=f"{text} Data: {files}.")
         parser.set_defaults(command=_perplexity if name == "perplexity" else _generating, task=name)
-        _common(parser)
+        add_common(parser)
         if name == "perplexity":
-            parser.add_argument("--prefix", type=_count, default=4096, metavar="A", help="tokens; default %(default)s")
-            parser.add_argument("--continuation", type=_count, default=512, metavar="C", help="default %(default)s")
+            parser.add_argument("--prefix", type=count, default=4096, metavar="A", help="tokens; default %(default)s")
+            parser.add_argument("--continuation", type=count, default=512, metavar="C", help="default %(default)s")
             parser.add_argument("--mode", choices=("stepwise", "chunk"), default="stepwise", help="how C is fed")
             continue
-        _prompts(parser)
+        add_prompts(parser)
         if name == "longbench":
             parser.add_argument("--e", action="store_true", help="LongBench-E")
             parser.add_argument("--hub", metavar="REPO", help="records through the datasets package")
         if name == "gsm8k":
             parser.add_argument("--shots", type=int, default=0, metavar="K", help="worked examples; default 0")
         if name in ("needle", "ruler"):
-            parser.add_argument("--length", type=_count, action="append", metavar="N", help="prompt tokens; repeatable")
+            parser.add_argument("--length", type=count, action="append", metavar="N", help="prompt tokens; repeatable")
         if name == "needle":
-            parser.add_argument("--depths", type=_numbers, metavar="D,D,...", help="per cent; default 0,11,...,100")
+            parser.add_argument("--depths", type=numbers, metavar="D,D,...", help="per cent; default 0,11,...,100")
         if name == "ruler":
-            parser.add_argument("--samples", type=_count, default=20, metavar="K", help="of a subset and length")
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument(
-        "--policy",
-        action="append",
-        metavar="NAME[:FIELD=VALUE,...]",
-        help=f"repeatable; standard (those that every table names), {', '.join(known_policies())}; default uncomp",
-    )
-    parser.add_argument("--budget", action="append", type=_budget, metavar="N|SHARE", help="repeatable; default 384")
-    parser.add_argument("--data", required=True, metavar="PATH", help="the benchmark's own files")
-    parser.add_argument("--out", required=True, metavar="DIR", help="every run goes to DIR/TASK/POLICY-BUDGET-MODE")
-    parser.add_argument("--limit", type=_count, metavar="N", help="the first N records of each subset")
-    parser.add_argument("--resume", action="store_true", help="go on with runs that are there")
-    parser.add_argument("--window", type=_count, metavar="W", help="one observation window for all policies")
-    parser.add_argument("--pool-width", type=_count, metavar="P", help="one pooling width for all policies")
-    parser.add_argument("--profile", help="a calibrated profile for policies that order heads")
-    parser.add_argument("--decode", choices=("evict", "grow"), default="evict", help="default %(default)s")
-    parser.add_argument("--skip-sliding", action="store_true", help="accept sliding-window layers, uncompressed")
-    parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
-    add_machine(parser)
-    add_json(parser, "summaries on stdout, one JSON object a line")
-    add_progress(parser)
-
-
-def _prompts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subset", type=_names, metavar="A,B", help="files or settings of the task by name")
-    parser.add_argument("--batch-size", type=_count, default=1, metavar="B", help="default %(default)s")
-    parser.add_argument(
-        "--question",
-        action="append",
-        choices=("aware", "agnostic"),
-        help="compress with the question in sight (default) or before it comes; repeatable",
-    )
-    parser.add_argument("--max-prompt", type=_count, metavar="M", help="longer prompts are cut in the middle")
-    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="instead of the benchmark's own")
-    parser.add_argument("--chat", choices=("auto", "on", "off"), default="auto", help="default %(default)s")
-    parser.add_argument(
-        "--rounds", type=_count, default=1, metavar="N", help="every run does a share before any does the next"
-    )
-    parser.add_argument("--compare", metavar="DIR", help="a finished run of full to tell the agreement with")
-    parser.add_argument("--teacher-forced", action="store_true", help="also compare next tokens along full's text")
-    parser.add_argument("--per-row", action="store_true", help="records tell the stored tokens of every row")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be used, and say so")
-
-
-# ---- values
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"must be whole numbers like 0,50,100; got {text!r}")
-    return [int(part) for part in text.split(",")]
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _budget(text: str) -> int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise argparse.ArgumentTypeError(f"must be whole tokens or a share like 0.0938; got {text!r}")
+            parser.add_argument("--samples", type=count, default=20, metavar="K", help="of a subset and length")
 
 
 # ---- what both kinds of tasks need

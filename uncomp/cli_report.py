@@ -20,6 +20,9 @@ def add(commands: Any) -> None:
     parser.set_defaults(command=_report)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="runs, or folders that hold some at any depth")
     parser.add_argument("--out", metavar="DIR", help="where report.md, .csv, .json and figures go; default: the first")
+    parser.add_argument(
+        "--stopped", action="store_true", help="take runs that did not finish, with the records they have"
+    )
     parser.add_argument("--seed", type=int, default=42, help="of the bootstrap; default %(default)s")
     add_json(parser, "the tables as one JSON value on stdout")
 
@@ -28,7 +31,7 @@ def _report(args: argparse.Namespace, progress: Any) -> int:
     from uncomp.eval import report, tables
     from uncomp.eval.folder import RunFailure, write_json
 
-    runs, unfinished = tables.collect([Path(folder) for folder in args.folders])
+    runs, unfinished = tables.collect([Path(folder) for folder in args.folders], stopped=args.stopped)
     made = tables.make(runs, seed=args.seed)
     out = Path(args.out or args.folders[0])
     text = report.to_markdown(made, unfinished)

@@ -221,12 +221,19 @@ class PatchHandle(NotCopied):
             raise RuntimeError("uncomp: stats() needs a forward of the patched model first")
         recordings = self._recordings
         return stats_of(ledger) | {
+            **self.steps(),
+            "graph_bytes": recordings.machine.scratch_bytes(),
+            "waiting_bytes": recordings.waiting_bytes(),
+        }
+
+    def steps(self) -> dict[str, Any]:
+        """Decode steps that were recorded, replayed and neither, and why the last of these was; reads no device."""
+        recordings = self._recordings
+        return {
             "steps_recorded": recordings.recorded,
             "steps_replayed": recordings.replayed,
             "steps_eager": recordings.eager,
             "eager_reason": recordings.reason,
-            "graph_bytes": recordings.machine.scratch_bytes(),
-            "waiting_bytes": recordings.waiting_bytes(),
         }
 
     def release(self) -> None:

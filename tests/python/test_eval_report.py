@@ -244,3 +244,40 @@ def test_bad_input(runs, tmp_path, capsys):
     (runs / "runs/uncomp-40-aware/summary.json").unlink()
     ((_,), text, _, _) = report(runs, capsys)
     assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text
+
+
+# ---- runs that were stopped
+def stop(path, policy, budget, records):
+    """Makes a finished run one that was killed behind some records, in the middle of the next line."""
+    lines = (path / "examples.jsonl").read_text().splitlines()
+    for i, line in enumerate(lines):
+        lines[i] = json.dumps(json.loads(line) | {"prompt_tokens": 398})
+    (path / "part-0.jsonl").write_text("".join(line + "\n" for line in lines[:records]) + '{"subset"')
+    for name in ("examples.jsonl", "summary.json"):
+        (path / name).unlink()
+    about = json.loads((path / "run.json").read_text()) | {"policy": policy, "budget": budget}
+    about["config"]["cache"] |= {"window": 8, "pool": "max", "pool_width": 7}
+    (path / "run.json").write_text(json.dumps(about))
+
+
+def test_stopped_runs(runs, capsys):
+    """Are named, or with --stopped compared over the records that all have; too few of them cost the others nothing."""
+    for name, records in (("snapkv", 4), ("adakv", 1)):
+        stop(runs / f"runs/{name}-40-aware", name, 40, records)
+    ((table,), text, _, _) = report(runs, capsys)
+    assert list(rows(table)) == ["full", "uncomp", "uncomp:order=random"] and table["records"] == 6
+    assert text.count("Not finished, so not in a table:") == 2
+    ((table,), text, lines, _) = report(runs, capsys, "--stopped")
+    assert list(rows(table)) == ["full", "snapkv", "uncomp", "uncomp:order=random"]
+    assert (table["records"], table["records_not_in_all"], table["stopped_runs"]) == (4, 2, 1)
+    assert table["records_by_subset"] == {"a": 2, "b": 2} and table["too_few_records"] == ["adakv 40 (1)"]
+    assert rows(table)["snapkv"]["score"] == 50.0 and rows(table)["snapkv"]["share"] == pytest.approx(0.1)
+    assert "| records | | 2 | 2 | 4 |" in text and "1 runs were stopped before they finished." in text
+    assert "Left out, because they were stopped after few records: adakv 40 (1)." in text
+    assert {(line["subset"], line["records"]) for line in lines} == {("all", "4"), ("a", "2"), ("b", "2")}
+
+
+def test_stopped_before_the_first_record(runs, capsys):
+    stop(runs / "runs/snapkv-40-aware", "snapkv", 40, 0)
+    ((table,), text, _, _) = report(runs, capsys, "--stopped")
+    assert "snapkv" not in rows(table) and "Not finished, so not in a table:" in text

@@ -261,7 +261,8 @@ MAY_IMPORT = {
     "eval.bootstrap": set(),
     "eval.sample": {"testing"},
     "eval.hub": set(),
-    "eval.tables": {"eval.bootstrap", "eval.folder", "eval.runs"},
+    "eval.partial": {"eval.folder"},
+    "eval.tables": {"eval", "eval.bootstrap", "eval.folder", "eval.partial", "eval.runs"},
     "eval.report": {"eval.tables", "eval.tasks.longbench"},
     "eval.runner": {
         "eval",
@@ -309,11 +310,11 @@ MAY_IMPORT = {
     "figures.run": {"figures", "figures.base"},
     "cli_options": set(),
     "cli_show": {"cli_options", "calibration.profile", "calibration.summary", "figures"},
+    "cli_eval_options": {"cli_options", "config"},
     "cli_eval": {
-        "cli_options",
         "__init__",
         "calibration.fingerprint",
-        "config",
+        "cli_eval_options",
         "eval",
         "eval.continuations",
         "eval.effort",

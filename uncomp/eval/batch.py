@@ -15,7 +15,7 @@ from uncomp.eval.kept import KeptShare, kept_shares
 from uncomp.eval.prompts import Prompt
 from uncomp.hf.cache import UncompCache
 from uncomp.patching import PatchHandle
-from uncomp.report import cache_stats, ledger_of
+from uncomp.report import ledger_of
 
 
 @dataclass
@@ -115,7 +115,7 @@ def run(
     seconds = time.perf_counter() - meter.started
     new_tokens = out[:, ids.shape[1] :].tolist()
     ends = [next((i + 1 for i, t in enumerate(row) if t in eos), len(row)) for row in new_tokens]
-    ledger, stats = ledger_of(cache), cache_stats(cache)
+    ledger = ledger_of(cache)
     finals = _stored(cache)
     slots = [sum(layer.ragged.slots[i] for layer in cache.uncomp.layers) for i in range(len(prompts))]
     batch, made = len(prompts), []
@@ -136,7 +136,7 @@ def run(
                 end=held / rows if rows else begin[i],
                 bytes={
                     "kv": held * ledger.token_bytes + other,
-                    "votes": stats["state_bytes"] * slots[i] // max(sum(slots), 1),
+                    "votes": ledger.state_bytes * slots[i] // max(sum(slots), 1),
                     "allocated": slots[i] * ledger.token_bytes + other,
                     "full": full + other,
                 },
@@ -158,7 +158,10 @@ def _padded(pieces: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Ten
 
 def _stored(cache: UncompCache) -> list[Tensor]:
     """[B, rows] a layer, as they are now: a step counts in place."""
-    return [layer.ragged.stored().to("cpu", copy=True) for layer in cache.uncomp.layers]
+    held = [layer.ragged.stored() for layer in cache.uncomp.layers]
+    if len({(tuple(t.shape), t.device) for t in held}) == 1:
+        return list(torch.stack(held).cpu().unbind())  # one wait for the device
+    return [t.to("cpu", copy=True) for t in held]
 
 
 def _mean(stored: Sequence[Tensor]) -> list[float]:

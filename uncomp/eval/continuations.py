@@ -154,7 +154,7 @@ def _block_of_windows(
                     folder = folders[place]
                     folder.append(rank, [_record(pieces, n, got, full[n], folder.hash)])
                     effort.records += 1
-            effort.count(probe.stats())
+            effort.count(probe.steps())
         effort.seconds += time.perf_counter() - started
 
 

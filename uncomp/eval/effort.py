@@ -20,7 +20,7 @@ class Effort:
         seconds: in all: the model, patching it, scores, writing records.
         patches: how often the model was patched.
         peak: most bytes in use on a GPU; 0 elsewhere.
-        steps_recorded, steps_replayed, steps_eager: decode steps, as `PatchHandle.stats` counts them.
+        steps_recorded, steps_replayed, steps_eager: decode steps, as `PatchHandle.steps` counts them.
         reason: why the last step that was not replayed was not.
     """
 

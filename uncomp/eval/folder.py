@@ -12,10 +12,12 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+SYNC_SECONDS = 5.0  # records of so long may be lost with the machine; with the process alone none that is written
 RUN, EXAMPLES, SUMMARY = "run.json", "examples.jsonl", "summary.json"
 
 
@@ -79,6 +81,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config, self.hash = path, config, digest(config)
+        self._synced = time.monotonic()
 
     def parts(self) -> list[Path]:
         """The parts that are there."""
@@ -151,7 +154,7 @@ class RunFolder:
         return self._read()
 
     def append(self, rank: int, records: Iterable[dict[str, Any]]) -> None:
-        """Adds the records of a batch to this process's part, each in one write.
+        """Adds the records of a batch to this process's part, each in one write; the disk follows within seconds.
 
         Raises:
             RunFailure: the disk is full; what was written before is whole.
@@ -163,7 +166,9 @@ class RunFolder:
                     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
                     if file.write(line) != len(line):
                         raise OSError(28, os.strerror(28))
-                os.fsync(file.fileno())
+                if time.monotonic() - self._synced >= SYNC_SECONDS:
+                    os.fsync(file.fileno())
+                    self._synced = time.monotonic()
         except OSError as error:
             raise RunFailure(
                 f"uncomp eval: {path} cannot be written ({error.strerror}); make room and use --resume"

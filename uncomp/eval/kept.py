@@ -10,6 +10,8 @@ import torch
 
 from uncomp.cache import RaggedLayer
 
+HELD_BYTES = 2**28  # of the table below
+
 
 @dataclass(frozen=True)
 class KeptShare:
@@ -34,28 +36,53 @@ def kept_shares(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]]
         evidence: for each sequence positions of the answer's tokens, counted in real tokens.
         tokens: positions to look at, as many as the longest prompt has.
     Returns:
-        one for each sequence. Cost: a table [rows of the batch, tokens] float32 and a product of it with itself a
-        layer, on the layers' device; read back once.
+        one for each sequence. Cost: a table [rows of several layers, tokens] float32 of at most `HELD_BYTES`, or of
+        one layer, and products of its parts with themselves, on the layers' device; read back once.
     """
     batch = len(evidence)
     anywhere, alike = None, []
-    for layer in layers:
-        row = layer.slot_rows()
-        slot = torch.arange(layer.capacity, device=row.device)
-        live = slot - layer.row_start[row] < layer.row_len[row]
-        column = torch.where(live, layer.slot_position.long(), tokens).clamp(max=tokens)
-        held = torch.zeros(layer.num_rows, tokens + 1, device=row.device)
-        held[row, column] = 1.0
-        held = held[:, :tokens].view(batch, layer.rows, tokens)
-        found = held.amax(1) > 0
-        anywhere = found if anywhere is None else anywhere | found.to(anywhere.device)
-        if layer.rows > 1:
-            both = held @ held.transpose(1, 2)
-            size = held.sum(2)
-            either = size[:, :, None] + size[:, None, :] - both
-            upper = torch.triu(torch.ones_like(both[0]), 1).bool()
-            alike.append((both / either.clamp_min(1))[:, upper].mean(1).to(anywhere.device))
-    consensus = torch.stack(alike).mean(0).tolist() if alike else [None] * batch
+    for some in _together(layers, tokens):
+        held = _held(some, tokens).view(len(some), batch, some[0].rows, tokens)
+        found = (held.amax((0, 2)) > 0).to(layers[0].row_len.device)
+        anywhere = found if anywhere is None else anywhere | found
+        if some[0].rows > 1:
+            both = held @ held.transpose(2, 3)
+            size = held.sum(3)
+            either = size[..., :, None] + size[..., None, :] - both
+            upper = torch.triu(torch.ones_like(both[0, 0]), 1).bool()
+            alike.append((both / either.clamp_min(1))[..., upper].mean(2).to(anywhere.device))
+    consensus = torch.cat(alike).mean(0).tolist() if alike else [None] * batch
     anywhere = anywhere.cpu()
     gone = [[not anywhere[b, i] for i in places] for b, places in enumerate(evidence)]
     return [KeptShare(sum(g) / len(g) if g else None, c) for g, c in zip(gone, consensus, strict=True)]
+
+
+def _together(layers: Sequence[RaggedLayer], tokens: int) -> list[list[RaggedLayer]]:
+    """Neighbouring layers of one device and as many rows, as many as one table may hold."""
+    made: list[list[RaggedLayer]] = []
+    for layer in layers:
+        last = made[-1] if made else []
+        fits = (len(last) + 1) * layer.num_rows * (tokens + 1) * 4 <= HELD_BYTES
+        alike = last and (last[0].rows, last[0].row_len.device) == (layer.rows, layer.row_len.device)
+        if fits and alike:
+            last.append(layer)
+        else:
+            made.append([layer])
+    return made
+
+
+def _held(layers: Sequence[RaggedLayer], tokens: int) -> torch.Tensor:
+    """[rows of all layers, tokens] float32, 1 where a row holds the token of a position."""
+    device = layers[0].row_len.device
+    room = torch.cat([layer.row_start[1:] - layer.row_start[:-1] for layer in layers])
+    base = torch.tensor([layer.capacity for layer in layers]).cumsum(0).tolist()
+    start = torch.cat([layer.row_start[:-1] + b for layer, b in zip(layers, [0, *base[:-1]], strict=True)])
+    length = torch.cat([layer.row_len for layer in layers])
+    position = torch.cat([layer.slot_position for layer in layers])
+    slot = torch.arange(base[-1], dtype=torch.int32, device=device)
+    row = torch.searchsorted(start + room, slot, right=True).clamp(max=length.numel() - 1)
+    live = slot - start[row] < length[row]
+    column = torch.where(live, position.long(), tokens).clamp(max=tokens)
+    held = torch.zeros(length.numel(), tokens + 1, device=device)
+    held[row, column] = 1.0
+    return held[:, :tokens]

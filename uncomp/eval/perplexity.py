@@ -98,9 +98,9 @@ class Probe:
         if self._handle is not None:
             self._handle.remove()
 
-    def stats(self) -> dict[str, Any]:
-        """As `PatchHandle.stats` behind at least one score; nothing for the stock cache."""
-        return {} if self._handle is None else self._handle.stats()
+    def steps(self) -> dict[str, Any]:
+        """As `PatchHandle.steps`; nothing for the stock cache."""
+        return {} if self._handle is None else self._handle.steps()
 
     @torch.no_grad()
     def score(self, prefix: Tensor, continuation: Tensor) -> ContinuationScore:

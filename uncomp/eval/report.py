@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from uncomp.eval.tables import Row, Table, value_of
+from uncomp.eval.tables import Finished, Row, Table, value_of
 from uncomp.eval.tasks.longbench import BUCKETS
 
 DASH = "\u2013"  # where there is no value; never 0
@@ -39,12 +39,20 @@ def to_json(tables: Sequence[Table]) -> list[dict[str, Any]]:
             "mode": table.mode,
             "config": table.config,
             "records": table.count,
+            "records_by_subset": table.counts,
             "records_not_in_all": table.left,
+            "stopped_runs": table.stopped,
+            "too_few_records": [_name(run) for run in table.few],
             "missing": [{"policy": name, "budget": budget} for name, budget in table.missing],
             "rows": [_values(table, row) for row in table.rows],
         }
         for table in tables
     ]
+
+
+def _name(run: Finished) -> str:
+    budget = "" if run.summary["budget"] is None else f" {run.summary['budget']}"
+    return f"{run.summary['policy']}{budget} ({len(run.records)})"
 
 
 def _values(table: Table, row: Row) -> dict[str, Any]:
@@ -74,15 +82,15 @@ def to_csv(tables: Sequence[Table]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     names = ["score_low", "score_high", "score_spread", "equal_stored", "window", "pool", *FIGURES]
     pairs = ["to_full", "to_full_low", "to_full_high", "to_uncomp", "to_uncomp_low", "to_uncomp_high"]
-    writer.writerow(["task", "mode", "policy", "budget", "subset", "score", *names, *pairs])
+    writer.writerow(["task", "mode", "policy", "budget", "subset", "records", "score", *names, *pairs])
     for table in tables:
         for row in table.rows:
             values = _values(table, row)
             apart = [*(row.to_full or [None] * 3), *(row.to_uncomp or [None] * 3)]
             head = [table.task, table.mode, row.label, row.budget]
-            writer.writerow([*head, "all", row.score, *(values[name] for name in names), *apart])
+            writer.writerow([*head, "all", table.count, row.score, *(values[name] for name in names), *apart])
             for subset, score in row.subsets.items():
-                writer.writerow([*head, subset, score, *[None] * (len(names) + len(pairs))])
+                writer.writerow([*head, subset, table.counts[subset], score, *[None] * (len(names) + len(pairs))])
     return out.getvalue()
 
 
@@ -113,6 +121,11 @@ def _section(table: Table) -> list[str]:
     lines.append(f"{'; '.join(devices)}; {config['dtype']}; {decode}; {table.count} records; {what}.")
     if table.left:
         lines.append(f"{table.left} records are not in all rows and are left out.")
+    if table.stopped:
+        lines.append(f"{table.stopped} runs were stopped before they finished.")
+    if table.few:
+        named = ", ".join(map(_name, table.few))
+        lines.append(f"Left out, because they were stopped after few records: {named}.")
     lines.append("")
     subsets = list(table.rows[0].subsets)
     shown = subsets if 1 < len(subsets) <= 20 else []
@@ -122,6 +135,9 @@ def _section(table: Table) -> list[str]:
     head += _further(table)
     head += ["stored", "share", "MiB", "prefill s", "tokens/s", *extra]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    if shown:
+        cells = [str(table.counts[name]) for name in shown] + [str(table.count)]
+        lines.append(f"| records | | {' | '.join(cells)} |" + " |" * (len(head) - 3 - len(shown)))
     full = table.row("full", None)
     if full is not None:
         lines.append(_line(table, full, shown, set()))

@@ -256,7 +256,7 @@ def _run(
             )
             effort.model_seconds += sum(o.prefill_seconds + o.decode_seconds for o in outcomes)
             if forced:  # the full cache's logits come from the model as it is
-                effort.count(handle.stats())
+                effort.count(handle.steps())
                 handle.remove()
                 handle = None
             made = []
@@ -273,7 +273,7 @@ def _run(
             finished += len(group)
             effort.records += len(group)
         if handle is not None:
-            effort.count(handle.stats())
+            effort.count(handle.steps())
     finally:
         if handle is not None:
             handle.remove()

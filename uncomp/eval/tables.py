@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from uncomp.eval import partial
 from uncomp.eval.bootstrap import interval
 from uncomp.eval.folder import RUN, SUMMARY, read_records
 from uncomp.eval.runs import STANDARD, parse_policy
@@ -29,6 +30,7 @@ class Finished:
     about: dict[str, Any]
     summary: dict[str, Any]
     records: dict[str, dict[str, Any]]
+    whole: bool = True  # False: it was stopped, and these are the records so far
 
     @property
     def table(self) -> str:
@@ -74,6 +76,20 @@ class Table:
     keys: frozenset[str]  # records that all rows have
     left: int  # records that some rows have and others not
     missing: list[tuple[str, Any]]  # policy, budget
+    few: list[Finished] = field(default_factory=list)  # stopped runs with too few records to compare
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records of each subset that all rows have."""
+        found = dict.fromkeys(self.rows[0].subsets, 0)
+        for key in self.keys:
+            found[self.rows[0].runs[0].records[key]["subset"]] += 1
+        return found
+
+    @property
+    def stopped(self) -> int:
+        """Runs among the rows that were stopped before they finished."""
+        return sum(not run.whole for row in self.rows for run in row.runs)
 
     @property
     def count(self) -> int:
@@ -99,9 +115,11 @@ class Table:
         return next((row for row in self.at(budget) if row.label == label), None)
 
 
-def collect(folders: Sequence[Path]) -> tuple[list[Finished], list[Path]]:
+def collect(folders: Sequence[Path], *, stopped: bool = False) -> tuple[list[Finished], list[Path]]:
     """The finished runs under some folders, and folders of runs that are not finished.
 
+    Args:
+        stopped: runs that were stopped are taken with the records that they have, if any.
     Raises:
         ValueError: a folder that is none, no run at all, or a file that cannot be read.
     """
@@ -115,13 +133,20 @@ def collect(folders: Sequence[Path]) -> tuple[list[Finished], list[Path]]:
             if path in done or path in open_runs:
                 continue
             if not (path / SUMMARY).is_file():
-                open_runs.append(path)
+                about = _json(path / RUN)
+                summary, records = partial.read(path, about) if stopped else ({}, {})
+                if records:
+                    done[path] = Finished(path, about, summary, records, whole=False)
+                else:
+                    open_runs.append(path)
                 continue
             records = {f"{r['subset']}/{r['id']}": r for r in read_records(path)}
             done[path] = Finished(path, _json(path / RUN), _json(path / SUMMARY), records)
     if not done:
         named = ", ".join(map(str, folders))
-        raise ValueError(f"uncomp report: no finished run under {named} (folders with {SUMMARY})")
+        wanted = "run with a record" if stopped else "finished run"
+        files = RUN if stopped else SUMMARY
+        raise ValueError(f"uncomp report: no {wanted} under {named} (folders with {files})")
     return list(done.values()), open_runs
 
 
@@ -147,6 +172,9 @@ def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
 
 def _table(runs: list[Finished], seed: int) -> Table:
     by_row: dict[tuple[str, Any], list[Finished]] = {}
+    most = max(len(run.records) for run in runs)
+    few = [run for run in runs if not run.whole and 2 * len(run.records) < most]
+    runs = [run for run in runs if run not in few]
     for run in runs:
         by_row.setdefault((run.label, run.summary["budget"]), []).append(run)
     every = [set(run.records) for run in runs]
@@ -158,7 +186,9 @@ def _table(runs: list[Finished], seed: int) -> Table:
     rows = [_row(label, budget, some, keys, task, seed) for (label, budget), some in by_row.items()]
     rows.sort(key=lambda row: (row.label != "full", _order(row.label), row.label))
     config = {name: value for name, value in runs[0].about["config"].items() if name != "cache"}
-    table = Table(task, runs[0].summary["mode"], config, rows, frozenset(keys), len(set.union(*every)) - len(keys), [])
+    table = Table(
+        task, runs[0].summary["mode"], config, rows, frozenset(keys), len(set.union(*every)) - len(keys), [], few
+    )
     _compare(table, keys, seed)
     for budget in table.budgets():
         table.missing += [(name, budget) for name in STANDARD if name != "full" and table.row(name, budget) is None]
