@@ -46,7 +46,7 @@ def fake(op: str, **wanted: str) -> Callable:
             _check_devices(op, given)
             for name, text in wanted.items():
                 dtype, shape = text.split(" ", 1)
-                for label, tensor in _tensors(name, given[name]):
+                for label, tensor in _tensors(name, given.get(name)):
                     _check_dtype(op, label, tensor, dtype, given)
                     _check_rank(op, label, tensor, shape)
             return kernel(*args, **kwargs)
@@ -239,8 +239,29 @@ def _(key, value, position, first, length, row_start, row_len, key_rows, value_r
     value_rows="query [C, Dv]",
     row_start="int32 [R + 1]",
     row_len="int32 [R]",
+    key_basis="query [Hkv, r, D]",
+    key_bias="float32 [Hkv, D]",
+    key_norm="float32 [D]",
+    rotary_frequency="float32 [rot / 2]",
+    slot_position="int32 [C]",
+    position_offset="int32 [B]",
 )
-def _(query, key_rows, value_rows, row_start, row_len, scale):
+def _(
+    query,
+    key_rows,
+    value_rows,
+    row_start,
+    row_len,
+    scale,
+    key_basis=None,
+    key_bias=None,
+    key_norm=None,
+    key_norm_eps=0.0,
+    rotary_frequency=None,
+    rotary_scale=1.0,
+    slot_position=None,
+    position_offset=None,
+):
     batch, heads = query.shape[:2]
     return (
         query.new_empty((batch, heads, 1, value_rows.shape[1])),
@@ -263,6 +284,11 @@ def _(query, key_rows, value_rows, row_start, row_len, scale):
     vote_sum="int32 [C]",
     vote_step="int32 [R]",
     order="int32 [C]",
+    key_basis="query [Hkv, r, D]",
+    key_bias="float32 [Hkv, D]",
+    key_norm="float32 [D]",
+    rotary_frequency="float32 [rot / 2]",
+    position_offset="int32 [B]",
 )
 def _(
     query,
@@ -284,6 +310,13 @@ def _(
     scale,
     pool_mode="max",
     reduce_group="mean",
+    key_basis=None,
+    key_bias=None,
+    key_norm=None,
+    key_norm_eps=0.0,
+    rotary_frequency=None,
+    rotary_scale=1.0,
+    position_offset=None,
 ):
     batch, heads = query.shape[:2]
     return (

@@ -8,6 +8,7 @@ Hkv KV heads, R = B * rows per sequence, S prompt tokens, W window, D head dim, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -250,9 +251,40 @@ def append_kv_(
     _ops.append_kv_(key, value, position, first, length, row_start, row_len, key_rows, value_rows, slot_position)
 
 
+@dataclass(frozen=True)
+class KeyTransform:
+    """How keys are made of stored latents of r numbers: rotate(norm(latent @ basis + bias)), D channels.
+
+    Args:
+        basis: [Hkv, r, D], dtype of the query, contiguous. Row r of a sequence has KV head r // (rows // Hkv).
+        bias: [Hkv, D] float32.
+        norm: [D] float32, weight of an RMS norm of a head's key: key * norm / sqrt(mean(key^2) + norm_eps).
+        frequency: [rot / 2] float32, radians a token, rot <= D: channel i turns with channel i + rot / 2; channels from
+            rot on stay. Angles stay exact at any position: wrong by at most 1e-9 radians a token.
+        rotary_scale: factor of cos and sin.
+        offset: [B] int32, added to the stored positions of a sequence.
+    """
+
+    basis: Tensor
+    bias: Tensor | None = None
+    norm: Tensor | None = None
+    norm_eps: float = 1e-6
+    frequency: Tensor | None = None
+    rotary_scale: float = 1.0
+    offset: Tensor | None = None
+
+
 # ---- decode_attention
 def decode_attention(
-    query: Tensor, key_rows: Tensor, value_rows: Tensor, row_start: Tensor, row_len: Tensor, scale: float
+    query: Tensor,
+    key_rows: Tensor,
+    value_rows: Tensor,
+    row_start: Tensor,
+    row_len: Tensor,
+    scale: float,
+    *,
+    key_transform: KeyTransform | None = None,
+    slot_position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token over the live slots of its rows.
 
@@ -260,11 +292,31 @@ def decode_attention(
         query: [B, Hq, 1, Dk], rotated.
         key_rows: [C, Dk], value_rows: [C, Dv]. row_start: [R + 1], row_len: [R] int32.
         scale: factor of the logits.
+        key_transform: key_rows holds latents [C, r]; a key is made when it is attended to, tile by tile.
+        slot_position: [C] int32, read where the transform rotates.
     Returns:
         out [B, Hq, 1, Dv] and lse [B, Hq] float32, natural log; an empty row gives 0 and -inf.
     Source: docs/method.md "Decode".
     """
-    return _ops.decode_attention(query, key_rows, value_rows, row_start, row_len, scale)
+    if key_transform is None:
+        return _ops.decode_attention(query, key_rows, value_rows, row_start, row_len, scale)
+    k = key_transform
+    return _ops.decode_attention(
+        query,
+        key_rows,
+        value_rows,
+        row_start,
+        row_len,
+        scale,
+        k.basis,
+        k.bias,
+        k.norm,
+        k.norm_eps,
+        k.frequency,
+        k.rotary_scale,
+        slot_position,
+        k.offset,
+    )
 
 
 # ---- decode_evict_
@@ -289,6 +341,7 @@ def decode_evict_(
     scale: float,
     pool_mode: str = "max",
     reduce_group: str = "mean",
+    key_transform: KeyTransform | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of a constant-length cache: attend over row and new token, vote, give up one slot, overwrite it.
 
@@ -299,10 +352,14 @@ def decode_evict_(
         votes: [Wd, C] int32; vote_sum: [C] int32; vote_step: [R] int32, taken modulo Wd; order: [C] int32.
         window: newest tokens that stay. sink: first tokens that stay. pool, pool_mode: as in select_tokens.
         scale: factor of the logits. reduce_group: "mean", "sum" or "max" over the query group's weights.
+        key_transform: key and key_rows are latents of r numbers; `key` is stored as such, and attended to as the key at
+            its position.
     Returns:
         out [B, Hq, 1, Dv] and lse [B, Hq] float32 over row and new token; a row without room gives 0 and -inf.
     Source: docs/method.md "Decode".
     """
+    k = key_transform
+    made = () if k is None else (k.basis, k.bias, k.norm, k.norm_eps, k.frequency, k.rotary_scale, k.offset)
     return _ops.decode_evict_(
         query,
         key,
@@ -323,6 +380,7 @@ def decode_evict_(
         scale,
         pool_mode,
         reduce_group,
+        *made,
     )
 
 

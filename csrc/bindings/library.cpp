@@ -93,12 +93,16 @@ TORCH_LIBRARY(uncomp, m) {
       "Tensor(a!) row_len, Tensor(b!) key_rows, Tensor(c!) value_rows, Tensor(d!) slot_position) -> ()");
   m.def(
       "decode_attention(Tensor query, Tensor key_rows, Tensor value_rows, Tensor row_start, Tensor row_len, float "
-      "scale) -> (Tensor out, Tensor lse)");
+      "scale, Tensor? key_basis=None, Tensor? key_bias=None, Tensor? key_norm=None, float key_norm_eps=0., Tensor? "
+      "rotary_frequency=None, float rotary_scale=1., Tensor? slot_position=None, Tensor? position_offset=None) -> "
+      "(Tensor out, Tensor lse)");
   m.def(
       "decode_evict_(Tensor query, Tensor key, Tensor value, Tensor position, Tensor row_start, Tensor(a!) row_len, "
       "Tensor(b!) key_rows, Tensor(c!) value_rows, Tensor(d!) slot_position, Tensor(e!) votes, Tensor(f!) vote_sum, "
       "Tensor(g!) vote_step, Tensor(h!) order, int window, int sink, int pool, float scale, str pool_mode=\"max\", str "
-      "reduce_group=\"mean\") -> (Tensor out, Tensor lse)");
+      "reduce_group=\"mean\", Tensor? key_basis=None, Tensor? key_bias=None, Tensor? key_norm=None, float "
+      "key_norm_eps=0., Tensor? rotary_frequency=None, float rotary_scale=1., Tensor? position_offset=None) -> (Tensor "
+      "out, Tensor lse)");
   m.def(
       "ragged_attention(Tensor query, Tensor? key, Tensor? value, Tensor? other_out, Tensor? other_lse, Tensor? first, "
       "Tensor? length, Tensor key_rows, Tensor value_rows, Tensor row_start, Tensor row_len, float scale) -> (Tensor "

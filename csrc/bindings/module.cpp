@@ -229,7 +229,10 @@ Raises:
     TypeError, ValueError, NotImplementedError: see csrc/ops/append_kv.h.)doc");
   // ---- decode_attention
   expose(m, "decode_attention", &uncomp::decode_attention, py::arg("query"), py::arg("key_rows"), py::arg("value_rows"),
-         py::arg("row_start"), py::arg("row_len"), py::arg("scale"),
+         py::arg("row_start"), py::arg("row_len"), py::arg("scale"), py::arg("key_basis") = py::none(),
+         py::arg("key_bias") = py::none(), py::arg("key_norm") = py::none(), py::arg("key_norm_eps") = 0.0,
+         py::arg("rotary_frequency") = py::none(), py::arg("rotary_scale") = 1.0, py::arg("slot_position") = py::none(),
+         py::arg("position_offset") = py::none(),
          R"doc(Attention of one query token over the live slots of its cache rows.
 
 Args:
@@ -237,6 +240,9 @@ Args:
     key_rows: [C, Dk], value_rows: [C, Dv], contiguous, dtype of query.
     row_start: [R + 1] int32, slots. row_len: [R] int32, live tokens.
     scale: factor of the logits.
+    key_basis [Hkv, r, D], key_bias [Hkv, D], key_norm [D], key_norm_eps, rotary_frequency [rot / 2], rotary_scale,
+        slot_position [C],
+        position_offset [B]: stored keys are latents [.., r], made again as ops/key_transform.h says.
 Returns:
     out [B, Hq, 1, Dv] in the dtype of query, lse [B, Hq] float32 (natural log); an empty row gives 0 and -inf.
 Raises:
@@ -246,7 +252,10 @@ Raises:
          py::arg("position"), py::arg("row_start"), py::arg("row_len"), py::arg("key_rows"), py::arg("value_rows"),
          py::arg("slot_position"), py::arg("votes"), py::arg("vote_sum"), py::arg("vote_step"), py::arg("order"),
          py::kw_only(), py::arg("window"), py::arg("sink"), py::arg("pool"), py::arg("scale"),
-         py::arg("pool_mode") = "max", py::arg("reduce_group") = "mean",
+         py::arg("pool_mode") = "max", py::arg("reduce_group") = "mean", py::arg("key_basis") = py::none(),
+         py::arg("key_bias") = py::none(), py::arg("key_norm") = py::none(), py::arg("key_norm_eps") = 0.0,
+         py::arg("rotary_frequency") = py::none(), py::arg("rotary_scale") = 1.0,
+         py::arg("position_offset") = py::none(),
          R"doc(One step of a constant-length cache: attend over row and new token, vote, give up one slot, overwrite it.
 
 Args:
@@ -256,6 +265,8 @@ Args:
         (taken modulo Wd), order [C]: changed in place; integers are int32.
     window, sink: newest and first tokens that stay. pool, pool_mode: odd width and "max" or "avg".
     scale: factor of the logits. reduce_group: "mean", "sum" or "max" over the query group's weights.
+    key_basis [Hkv, r, D], key_bias [Hkv, D], key_norm [D], key_norm_eps, rotary_frequency [rot / 2], rotary_scale,
+        position_offset [B]: stored keys are latents [.., r], made again as ops/key_transform.h says.
 Returns:
     out [B, Hq, 1, Dv] and lse [B, Hq] float32, natural log, over row and new token.
 Raises:

@@ -104,24 +104,26 @@ template <class V>
 
 /// One pass over keys and one over values for up to four heads. As it nears an end it fetches what comes next: the
 /// values, and behind them the tokens that follow this run, which the next run will want.
-template <class V, class T, int G>
+template <class V, class K, class T, int G>
 void attend_heads(const Attention& a, int32_t head) {
   constexpr int S = G == 4 ? 2 : (G == 1 ? 8 : 4);
   constexpr int C = G >= 3 ? 2 : (G == 2 ? 4 : 8);
-  const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
+  const K* keys = static_cast<const K*>(a.keys);
+  const T* values = static_cast<const T*>(a.values);
   const float* query = a.query + int64_t{head} * a.key_dim;
   float* weight = a.weight + head * a.weight_stride;
-  const int32_t far = kFetchAhead / (static_cast<int32_t>(sizeof(T)) * a.key_dim);
+  const int32_t far = kFetchAhead / (static_cast<int32_t>(sizeof(K)) * a.key_dim);
   int32_t j = 0;
   for (; j + S <= a.count; j += S) {
     const int32_t next = j + far;
-    const T* ahead = next < a.count ? keys + int64_t{next} * a.key_dim : values + int64_t{next - a.count} * a.value_dim;
-    dots<V, T, G, S>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
+    const K* ahead = next < a.count ? keys + int64_t{next} * a.key_dim
+                                    : reinterpret_cast<const K*>(values + int64_t{next - a.count} * a.value_dim);
+    dots<V, K, G, S>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
                      ahead);
   }
   for (; j < a.count; ++j) {
-    dots<V, T, G, 1>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
-                     values);
+    dots<V, K, G, 1>(keys + int64_t{j} * a.key_dim, a.key_dim, query, a.key_dim, a.scale, weight + j, a.weight_stride,
+                     reinterpret_cast<const K*>(values));
   }
   for (int h = 0; h < G; ++h) {
     softmax_row<V>(weight + h * a.weight_stride, a.count, a.largest + head + h, a.total + head + h);
@@ -131,7 +133,8 @@ void attend_heads(const Attention& a, int32_t head) {
   for (j = 0; j < a.count; j += kValueTokens) {
     const int32_t next = j + kValueTokens, tokens = next <= a.count ? kValueTokens : a.count - j;
     const T* of_tile = values + int64_t{j} * a.value_dim;
-    const T* ahead = next < a.count ? values + int64_t{next} * a.value_dim : keys + int64_t{a.count} * a.key_dim;
+    const T* ahead = next < a.count ? values + int64_t{next} * a.value_dim
+                                    : reinterpret_cast<const T*>(keys + int64_t{a.count} * a.key_dim);
     int32_t d = 0;
     for (; d + C * V::count <= a.value_dim; d += C * V::count) {
       add_values<V, T, G, C>(of_tile + d, a.value_dim, weight + j, a.weight_stride, tokens, sum + d,
@@ -144,17 +147,17 @@ void attend_heads(const Attention& a, int32_t head) {
   }
 }
 
-template <class V, class T>
+template <class V, class K, class T>
 void attend(const Attention& a) {
   int32_t head = 0;
-  for (; head + 4 <= a.group_size; head += 4) attend_heads<V, T, 4>(a, head);
+  for (; head + 4 <= a.group_size; head += 4) attend_heads<V, K, T, 4>(a, head);
   switch (a.group_size - head) {
     case 3:
-      return attend_heads<V, T, 3>(a, head);
+      return attend_heads<V, K, T, 3>(a, head);
     case 2:
-      return attend_heads<V, T, 2>(a, head);
+      return attend_heads<V, K, T, 2>(a, head);
     case 1:
-      return attend_heads<V, T, 1>(a, head);
+      return attend_heads<V, K, T, 1>(a, head);
     default:
       return;
   }

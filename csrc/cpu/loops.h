@@ -25,6 +25,19 @@ struct Attention {
   float* sum;              // [g, value_dim]
 };
 
+/// Keys of n tokens from their latents: rotate(norm(latent * basis + bias)).
+struct MakeKeys {
+  const void* latents;                      // [n, rank] of the table's dtype
+  const float* basis;                       // [rank, dim]
+  const float* bias;                        // [dim] or null
+  const float* norm;                        // [dim] weight of an RMS norm, or null
+  const uint64_t* turn;                     // [pairs] core/rotary.h; channel i turns with channel i + pairs
+  const int32_t* position;                  // [n], read where pairs > 0
+  int32_t offset, count, rank, dim, pairs;  // rank, dim are multiples of 8, at most 256
+  float norm_eps, rotary_scale;
+  float* keys;  // [n, dim]
+};
+
 /// Logits of Q queries and at most kMostKeys keys: out[q, j] = scale * query[q] . key[j].
 struct Logits {
   const float* query;  // [Q, dim]
@@ -57,6 +70,9 @@ struct Votes {
 
 struct OfDType {
   void (*attend)(const Attention&);
+  /// The same with keys in float32, whatever the dtype of the values.
+  void (*attend_made)(const Attention&);
+  void (*make_keys)(const MakeKeys&);
   void (*logits)(const Logits&);
   /// out[j] = L2 norm of token j of [count, dim], `stride` elements from token to token; dim is a multiple of 8.
   void (*norms)(const void* tokens, int64_t stride, int32_t count, int32_t dim, float* out);

@@ -21,6 +21,9 @@ constexpr int32_t piece_tokens(int32_t len, int32_t group_size) {
   return group_size > 4 ? 256 : clamp(even, 256, 1024);
 }
 
+/// Tokens of a piece whose keys are made again: they stay in the second-level cache.
+inline constexpr int32_t kMadeTokens = 256;
+
 /// Pieces of a row; an empty row has one of no token.
 constexpr int32_t num_pieces(int32_t len, int32_t tokens) { return max_of(len / tokens + (len % tokens != 0), 1); }
 

@@ -11,10 +11,16 @@
 namespace uncomp {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> decode_attention_cuda(const at::Tensor& query, const at::Tensor& key_rows,
-                                                         const at::Tensor& value_rows, const at::Tensor& row_start,
-                                                         const at::Tensor& row_len, double scale) {
-  check_decode_attention(query, key_rows, value_rows, row_start, row_len, scale);
+std::tuple<at::Tensor, at::Tensor> decode_attention_cuda(
+    const at::Tensor& query, const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& row_start,
+    const at::Tensor& row_len, double scale, const std::optional<at::Tensor>& key_basis,
+    const std::optional<at::Tensor>& key_bias, const std::optional<at::Tensor>& key_norm, double key_norm_eps,
+    const std::optional<at::Tensor>& rotary_frequency, double rotary_scale,
+    const std::optional<at::Tensor>& slot_position, const std::optional<at::Tensor>& position_offset) {
+  const KeyTransform transform{key_basis,        key_bias,     key_norm,      key_norm_eps,
+                               rotary_frequency, rotary_scale, slot_position, position_offset};
+  check_decode_attention(query, key_rows, value_rows, row_start, row_len, scale, transform);
+  UNCOMP_CHECK_LIMIT("decode_attention", !transform.given(), "key_basis must be None on CUDA");
   const CudaScope scope(query);
   const int64_t batch = query.size(0), heads = query.size(1), num_rows = row_len.size(0);
   const HeadLayout layout = check_head_layout("decode_attention", batch, heads, num_rows);

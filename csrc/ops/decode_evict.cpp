@@ -30,10 +30,14 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_(
     const at::Tensor& row_start, const at::Tensor& row_len, const at::Tensor& key_rows, const at::Tensor& value_rows,
     const at::Tensor& slot_position, const at::Tensor& votes, const at::Tensor& vote_sum, const at::Tensor& vote_step,
     const at::Tensor& order, int64_t window, int64_t sink, int64_t pool, double scale, std::string_view pool_mode,
-    std::string_view reduce_group) {
+    std::string_view reduce_group, const std::optional<at::Tensor>& key_basis,
+    const std::optional<at::Tensor>& key_bias, const std::optional<at::Tensor>& key_norm, double key_norm_eps,
+    const std::optional<at::Tensor>& rotary_frequency, double rotary_scale,
+    const std::optional<at::Tensor>& position_offset) {
   static const auto op = op_handle<decltype(decode_evict_)>("uncomp::decode_evict_");
   return op.call(query, key, value, position, row_start, row_len, key_rows, value_rows, slot_position, votes, vote_sum,
-                 vote_step, order, window, sink, pool, scale, pool_mode, reduce_group);
+                 vote_step, order, window, sink, pool, scale, pool_mode, reduce_group, key_basis, key_bias, key_norm,
+                 key_norm_eps, rotary_frequency, rotary_scale, position_offset);
 }
 
 DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
@@ -43,12 +47,15 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   check_rank(kOp, "key", call.key, 4, "[B, Hkv, 1, Dk]");
   check_rank(kOp, "value", call.value, 4, "[B, Hkv, 1, Dv]");
   check_rank(kOp, "votes", call.votes, 2, "[Wd, C]");
-  const int64_t batch = query.size(0), num_q_heads = query.size(1), key_dim = query.size(3);
+  const bool latents = call.transform.given();
+  const int64_t batch = query.size(0), num_q_heads = query.size(1);
+  const int64_t key_dim = latents ? call.key.size(3) : query.size(3);
   const int64_t num_kv_heads = call.key.size(1), value_dim = call.value.size(3), vote_window = call.votes.size(0);
   UNCOMP_CHECK_VALUE(kOp, query.size(2) == 1, "query must hold one token, [B, Hq, 1, Dk]; got ", query.sizes());
   check_last_contiguous(kOp, "query", query);
   check_aligned(kOp, "query", query);
-  check_head_dim(kOp, "query", key_dim);
+  check_head_dim(kOp, "query", query.size(3));
+  check_head_dim(kOp, "key", key_dim);
   check_head_dim(kOp, "value", value_dim);
   check_new("key", call.key, {batch, num_kv_heads, 1, key_dim}, "[B, Hkv, 1, Dk]", query);
   check_new("value", call.value, {batch, num_kv_heads, 1, value_dim}, "[B, Hkv, 1, Dv]", query);
@@ -68,6 +75,9 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   UNCOMP_CHECK_VALUE(kOp, num_rows == 0 || (num_kv_heads >= 1 && layout.rows_per_sequence % num_kv_heads == 0),
                      "key must have a number of heads that divides the ", layout.rows_per_sequence,
                      " rows of a sequence; got ", num_kv_heads);
+  check_key_transform(kOp, call.transform, query, call.key_rows, batch == 0 ? 0 : layout.rows_per_sequence);
+  UNCOMP_CHECK_VALUE(kOp, !latents || call.transform.num_kv_heads() == num_kv_heads, "key_basis must have the ",
+                     num_kv_heads, " heads of key; got ", latents ? call.transform.num_kv_heads() : 0);
   UNCOMP_CHECK_VALUE(kOp, vote_window >= 1, "votes must have at least one ring row; got ", vote_window);
   UNCOMP_CHECK_LIMIT(kOp, vote_window <= kMaxVoteWindow, "votes must have at most ", kMaxVoteWindow, " ring rows; got ",
                      vote_window);

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/dtype.h"
+#include "ops/key_transform.h"
 
 namespace uncomp {
 
@@ -32,6 +33,8 @@ namespace uncomp {
 /// window        newest tokens that stay, the new one among them; at least 1
 /// sink          first tokens that stay
 /// pool          width, odd, 1 .. 129, over candidates in position order; outside counts as -inf (max) or 0 (avg)
+/// key_basis and what follows: ops/key_transform.h. With key_basis the width of key and key_rows is r, that of query D;
+///               the new token is stored as its latent and attended to as the key at `position`
 /// reduce_group  "mean", "sum" (stored as the mean: the same choice) or "max" over the g weights of a token
 ///
 /// One step of a row: (1) attention over K + 1 tokens; (2) a = its weights reduced over the g heads, rounded to votes;
@@ -48,7 +51,8 @@ namespace uncomp {
 ///               ValueError           a wrong shape, device or option; on CPU also row_start not ascending inside the
 ///                                    arena, row_len outside [0, room], room below window + sink, order that is no
 ///                                    permutation of 0 .. K-1; nothing is written then
-///               NotImplementedError  head dim not a multiple of 8 or above 256, g > 16, Wd > 64, pool > 129
+///               NotImplementedError  head dim not a multiple of 8 or above 256, g > 16, Wd > 64, pool > 129; on CUDA
+///                                    with key_basis also r or D not a multiple of 16, r above 128
 ///               On CUDA starts, lengths and order are clamped into the row; where the room is below window + sink the
 ///               oldest token that is no sink leaves, or the oldest of all.
 /// Cost          reads K, V of the live slots once; about 20 bytes of votes and order a slot; a workspace of 4 * g
@@ -59,7 +63,10 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_(
     const at::Tensor& row_start, const at::Tensor& row_len, const at::Tensor& key_rows, const at::Tensor& value_rows,
     const at::Tensor& slot_position, const at::Tensor& votes, const at::Tensor& vote_sum, const at::Tensor& vote_step,
     const at::Tensor& order, int64_t window, int64_t sink, int64_t pool, double scale, std::string_view pool_mode,
-    std::string_view reduce_group);
+    std::string_view reduce_group, const std::optional<at::Tensor>& key_basis = std::nullopt,
+    const std::optional<at::Tensor>& key_bias = std::nullopt, const std::optional<at::Tensor>& key_norm = std::nullopt,
+    double key_norm_eps = 0.0, const std::optional<at::Tensor>& rotary_frequency = std::nullopt,
+    double rotary_scale = 1.0, const std::optional<at::Tensor>& position_offset = std::nullopt);
 
 /// The arguments of one call, as every body receives them.
 struct DecodeEvictCall {
@@ -68,6 +75,7 @@ struct DecodeEvictCall {
   int64_t window, sink, pool;
   double scale;
   std::string_view pool_mode, reduce_group;
+  const KeyTransform& transform;
 };
 
 /// Sizes and options of a checked call.
@@ -75,9 +83,9 @@ struct DecodeEvictSizes {
   int32_t num_rows;
   int32_t rows;  // of one sequence
   int32_t num_kv_heads;
-  int32_t group_size;  // query heads of a row
-  int32_t key_dim, value_dim, vote_window;
-  int64_t capacity;  // slots
+  int32_t group_size;                       // query heads of a row
+  int32_t key_dim, value_dim, vote_window;  // widths of key_rows, value_rows
+  int64_t capacity;                         // slots
   int32_t window, sink, pool;
   Pool pool_mode;
   Reduce reduce_group;

@@ -105,12 +105,13 @@ std::vector<int32_t> row_votes(const DecodeEvictSizes& sizes, const DecodeRows& 
 }
 
 /// The step of all rows. Nothing of the state is written before the attention of the row is done.
-void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const State& state, void* out, float* lse) {
+void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const State& state, const KeyMaker* maker,
+               void* out, float* lse) {
   const HeadLayout layout{sizes.rows, sizes.group_size};
   // The attention sees the lengths before the step, whatever the steps of other rows write.
   const std::vector<int32_t> len(state.row_len, state.row_len + sizes.num_rows);
   const RaggedRows before{state.rows.row_start, len.data(), sizes.capacity, sizes.num_rows};
-  DecodeRows work(call.query, call.key_rows, call.value_rows, before, layout, call.scale, /*extra=*/1);
+  DecodeRows work(call.query, call.key_rows, call.value_rows, before, layout, call.scale, /*extra=*/1, maker);
 
   std::vector<int64_t> first_weight(sizes.num_rows + 1, 0);
   for (int32_t r = 0; r < sizes.num_rows; ++r) {
@@ -133,7 +134,7 @@ void step_rows(const DecodeEvictCall& call, const DecodeEvictSizes& sizes, const
     const char* key = keys + (b * call.key.stride(0) + kv_head * call.key.stride(1)) * element;
     const char* value = values + (b * call.value.stride(0) + kv_head * call.value.stride(1)) * element;
     float* of_row = weights + first_weight[r];
-    work.attend_extra(r, 0, key, value, of_row + step.len, work.weight_stride(r));
+    work.attend_extra(r, 0, key, value, of_row + step.len, work.weight_stride(r), position + b);
     work.merge(r, work.pieces(r) + 1, out, lse);
     const std::vector<int32_t> vote = row_votes(sizes, work, r, of_row);
     const int64_t slot = before.start(r) + vote_and_choose(sizes, state, r, step, vote.data());
@@ -149,10 +150,16 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
     const at::Tensor& row_start, const at::Tensor& row_len, const at::Tensor& key_rows, const at::Tensor& value_rows,
     const at::Tensor& slot_position, const at::Tensor& votes, const at::Tensor& vote_sum, const at::Tensor& vote_step,
     const at::Tensor& order, int64_t window, int64_t sink, int64_t pool, double scale, std::string_view pool_mode,
-    std::string_view reduce_group) {
-  const DecodeEvictCall call{query,      key,           value, position,  row_start,   row_len, key_rows,
-                             value_rows, slot_position, votes, vote_sum,  vote_step,   order,   window,
-                             sink,       pool,          scale, pool_mode, reduce_group};
+    std::string_view reduce_group, const std::optional<at::Tensor>& key_basis,
+    const std::optional<at::Tensor>& key_bias, const std::optional<at::Tensor>& key_norm, double key_norm_eps,
+    const std::optional<at::Tensor>& rotary_frequency, double rotary_scale,
+    const std::optional<at::Tensor>& position_offset) {
+  const std::optional<at::Tensor> slots = slot_position;
+  const KeyTransform transform{key_basis,        key_bias,     key_norm, key_norm_eps,
+                               rotary_frequency, rotary_scale, slots,    position_offset};
+  const DecodeEvictCall call{query,      key,           value, position,  row_start,    row_len,  key_rows,
+                             value_rows, slot_position, votes, vote_sum,  vote_step,    order,    window,
+                             sink,       pool,          scale, pool_mode, reduce_group, transform};
   const DecodeEvictSizes sizes = check_decode_evict(call);
   const RaggedRows rows = checked_rows(kOp, row_start, row_len, sizes.capacity);
   const State state{rows,
@@ -163,9 +170,11 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cpu(
                     vote_step.mutable_data_ptr<int32_t>(),
                     order.mutable_data_ptr<int32_t>()};
   check_data(sizes, state);
+  std::optional<KeyMaker> maker;
+  if (transform.given()) maker.emplace(kOp, transform, kernel_dtype(query), sizes.rows);
   at::Tensor out = at::empty({query.size(0), query.size(1), 1, sizes.value_dim}, query.options());
   at::Tensor lse = at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat));
-  step_rows(call, sizes, state, out.mutable_data_ptr(), lse.mutable_data_ptr<float>());
+  step_rows(call, sizes, state, maker ? &*maker : nullptr, out.mutable_data_ptr(), lse.mutable_data_ptr<float>());
   return {out, lse};
 }
 

@@ -18,11 +18,18 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cuda(
     const at::Tensor& row_start, const at::Tensor& row_len, const at::Tensor& key_rows, const at::Tensor& value_rows,
     const at::Tensor& slot_position, const at::Tensor& votes, const at::Tensor& vote_sum, const at::Tensor& vote_step,
     const at::Tensor& order, int64_t window, int64_t sink, int64_t pool, double scale, std::string_view pool_mode,
-    std::string_view reduce_group) {
-  const DecodeEvictCall call{query,      key,           value, position,  row_start,   row_len, key_rows,
-                             value_rows, slot_position, votes, vote_sum,  vote_step,   order,   window,
-                             sink,       pool,          scale, pool_mode, reduce_group};
+    std::string_view reduce_group, const std::optional<at::Tensor>& key_basis,
+    const std::optional<at::Tensor>& key_bias, const std::optional<at::Tensor>& key_norm, double key_norm_eps,
+    const std::optional<at::Tensor>& rotary_frequency, double rotary_scale,
+    const std::optional<at::Tensor>& position_offset) {
+  const std::optional<at::Tensor> slots = slot_position;
+  const KeyTransform transform{key_basis,        key_bias,     key_norm, key_norm_eps,
+                               rotary_frequency, rotary_scale, slots,    position_offset};
+  const DecodeEvictCall call{query,      key,           value, position,  row_start,    row_len,  key_rows,
+                             value_rows, slot_position, votes, vote_sum,  vote_step,    order,    window,
+                             sink,       pool,          scale, pool_mode, reduce_group, transform};
   const DecodeEvictSizes sizes = check_decode_evict(call);
+  UNCOMP_CHECK_LIMIT(kOp, !transform.given(), "key_basis must be None on CUDA");
   const CudaScope scope(query);
   at::Tensor out = at::empty({query.size(0), query.size(1), 1, value.size(3)}, query.options());
   at::Tensor lse = at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat));

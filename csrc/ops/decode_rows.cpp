@@ -19,11 +19,14 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 }  // namespace
 
 DecodeRows::DecodeRows(const at::Tensor& query, const at::Tensor& key_rows, const at::Tensor& value_rows,
-                       const RaggedRows& rows, const HeadLayout& layout, double scale, int32_t extra)
+                       const RaggedRows& rows, const HeadLayout& layout, double scale, int32_t extra,
+                       const KeyMaker* maker)
     : loops_(cpu::loops()[kernel_dtype(query)]),
       rows_(rows),
+      maker_(maker),
       group_size_(layout.group_size),
-      key_dim_(static_cast<int32_t>(key_rows.size(1))),
+      stored_dim_(static_cast<int32_t>(key_rows.size(1))),
+      key_dim_(static_cast<int32_t>(query.size(3))),
       value_dim_(static_cast<int32_t>(value_rows.size(1))),
       extra_(extra),
       scale_(static_cast<float>(scale)),
@@ -33,7 +36,8 @@ DecodeRows::DecodeRows(const at::Tensor& query, const at::Tensor& key_rows, cons
       partial_floats_(int64_t{layout.group_size} * (2 + value_rows.size(1))) {
   first_piece_.reserve(rows.num_rows + 1);
   for (int32_t r = 0; r < rows.num_rows; ++r) {
-    const int32_t len = rows.len(r), tokens = cpu::piece_tokens(len, group_size_);
+    const int32_t len = rows.len(r);
+    const int32_t tokens = maker_ == nullptr ? cpu::piece_tokens(len, group_size_) : cpu::kMadeTokens;
     first_piece_.push_back(static_cast<int32_t>(pieces_.size()));
     for (int32_t i = 0; i < cpu::num_pieces(len, tokens); ++i) {
       pieces_.push_back({r, i * tokens, i * tokens + min_of(tokens, len - i * tokens)});
@@ -45,12 +49,18 @@ DecodeRows::DecodeRows(const at::Tensor& query, const at::Tensor& key_rows, cons
   partials_ = workspace_.mutable_data_ptr<float>();
 }
 
-void DecodeRows::run(int32_t row, int32_t which, const void* keys, const void* values, int32_t count, float* weights,
-                     int64_t weight_stride) const {
+void DecodeRows::run(int32_t row, int32_t which, const void* keys, const void* values, const int32_t* position,
+                     int32_t count, float* weights, int64_t weight_stride, float* made) const {
   float* to = partial(row, which);
   const float* query = query_.const_data_ptr<float>() + int64_t{row} * group_size_ * key_dim_;
-  loops_.attend({query, keys, values, count, group_size_, key_dim_, value_dim_, scale_, weights, weight_stride, to,
-                 to + group_size_, to + 2 * group_size_});
+  auto* attend = loops_.attend;
+  if (maker_ != nullptr) {
+    maker_->make(row, keys, position, count, made);
+    keys = made;
+    attend = loops_.attend_made;
+  }
+  attend({query, keys, values, count, group_size_, key_dim_, value_dim_, scale_, weights, weight_stride, to,
+          to + group_size_, to + 2 * group_size_});
 }
 
 void DecodeRows::attend(c10::function_ref<float*(int32_t row)> weights_of,
@@ -61,8 +71,11 @@ void DecodeRows::attend(c10::function_ref<float*(int32_t row)> weights_of,
     live += piece.end - piece.first;
     longest = max_of<int64_t>(longest, piece.end - piece.first);
   }
-  const int64_t threads = shared_by(tasks, threads_for(live * (key_dim_ + value_dim_)));
-  const at::Tensor scratch = at::empty({threads, group_size_ * longest}, query_.options());
+  const int64_t of_token = maker_ == nullptr ? key_dim_ : int64_t{key_dim_} * stored_dim_ / 8;  // work
+  const int64_t threads = shared_by(tasks, threads_for(live * (of_token + value_dim_)));
+  const int64_t made_floats = maker_ == nullptr ? 0 : longest * key_dim_;
+  const int64_t floats = group_size_ * longest + made_floats;
+  const at::Tensor scratch = at::empty({threads, floats}, query_.options());
   float* of_thread = scratch.mutable_data_ptr<float>();
   const char* keys = static_cast<const char*>(key_rows_.const_data_ptr());
   const char* values = static_cast<const char*>(value_rows_.const_data_ptr());
@@ -75,17 +88,18 @@ void DecodeRows::attend(c10::function_ref<float*(int32_t row)> weights_of,
     const int64_t slot = rows_.start(row) + piece.first;
     float* weights = weights_of(row);
     const bool wanted = weights != nullptr;
-    run(row, static_cast<int32_t>(task) - first_piece_[row], keys + slot * key_dim_ * element,
-        values + slot * value_dim_ * element, count,
-        wanted ? weights + piece.first : of_thread + thread * group_size_ * longest,
-        wanted ? weight_stride(row) : longest);
+    float* mine = of_thread + thread * floats;
+    run(row, static_cast<int32_t>(task) - first_piece_[row], keys + slot * stored_dim_ * element,
+        values + slot * value_dim_ * element, maker_ == nullptr ? nullptr : maker_->positions(slot), count,
+        wanted ? weights + piece.first : mine + made_floats, wanted ? weight_stride(row) : longest, mine);
     if (left[row].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(row);
   });
 }
 
 void DecodeRows::attend_extra(int32_t row, int32_t which, const void* key, const void* value, float* weights,
-                              int64_t stride) {
-  run(row, pieces(row) + which, key, value, 1, weights, stride);
+                              int64_t stride, const int32_t* position) {
+  float made[kMaxHeadDim];
+  run(row, pieces(row) + which, key, value, position, 1, weights, stride, made);
 }
 
 void DecodeRows::merge(int32_t row, int32_t count, void* out, float* lse) {
