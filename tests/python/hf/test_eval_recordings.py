@@ -116,3 +116,39 @@ def test_a_longer_question_is_recorded_anew():
             counts.append(handle.stats()["steps_recorded"])
         assert counts == [1, 1, 1, 2, 2]
         assert len(handle._recordings.graphs) == 1  # the arenas of the shorter question are gone
+
+
+# ---- rounds
+def test_rounds_change_no_record(model, tmp_path, capsys):
+    """Agreement with the full cache, which is read between rounds, included; the model is patched once a round."""
+    data = support.make_longbench(tmp_path / "data", records=4)
+    given = ["--policy", "full", "--policy", "uncomp", "--question", "aware", "--question", "agnostic"]
+    ran(capsys, model, data, tmp_path / "one", *given)
+    for summary in ran(capsys, model, data, tmp_path / "three", *given, "--rounds", "3"):
+        assert (summary["call"]["patches"], summary["call"]["records"]) == (3, 8)
+    for path in (tmp_path / "one/longbench").iterdir():
+        found = support.steady(path)
+        assert found == support.steady(tmp_path / "three/longbench" / path.name)
+        assert all("agreement" in record for record in found) == path.name.startswith("uncomp")
+
+
+def test_a_kill_leaves_shares_that_all_runs_have(model, tmp_path, capsys, monkeypatch):
+    from uncomp.eval.folder import RunFolder
+
+    data = support.make_longbench(tmp_path / "data", records=4)
+    given = ["--policy", "full", "--policy", "uncomp", "--policy", "snapkv", "--subset", "qasper", "--rounds", "2"]
+    before, calls = RunFolder.append, []
+
+    def append(self, rank, records):
+        if len(calls) == 8:  # two of three runs have begun the second share
+            raise KeyboardInterrupt
+        calls.append(self.path.name)
+        before(self, rank, records)
+
+    monkeypatch.setattr(RunFolder, "append", append)
+    assert support.call(capsys, model, data, tmp_path / "out", *given)[0] == 130
+    found = {path.parent.name: path.read_text().count("\n") for path in tmp_path.glob("out/longbench/*/part-0.jsonl")}
+    assert found == {"full-full-aware": 4, "uncomp-40-aware": 2, "snapkv-40-aware": 2}
+    assert cli.main(["report", str(tmp_path / "out"), "--stopped", "--json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)
+    assert (table["records"], table["stopped_runs"], len(table["rows"])) == (2, 3, 3)
