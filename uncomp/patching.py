@@ -25,6 +25,7 @@ from uncomp.hf.hidden import HiddenPruning, asked_model
 from uncomp.hf.loop import Loop, check_prompt
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
+from uncomp.models.base import ModelFacts
 from uncomp.policies import make_policy
 from uncomp.pruning import schedule_for
 from uncomp.report import stats_of
@@ -46,23 +47,34 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
         ValueError: the config does not fit the model, or the model is patched already.
     """
     config = UncompConfig() if config is None else config
-    if not isinstance(config, UncompConfig):
-        raise TypeError(f"uncomp.patch: config must be an UncompConfig; got {type(config).__name__}")
-    if not hasattr(model, "set_attn_implementation"):
-        raise TypeError(f"uncomp.patch: model must be a model of transformers; got {type(model).__name__}")
-    family = family_of(model.config)
-    facts = describe(model.config, config)
-    make_policy(config, facts.shape)  # says now what does not fit this model
-    schedule_for(config, facts.shape)
-    dtype = next(model.parameters()).dtype
-    if dtype not in _DTYPES:
-        raise NotImplementedError(f"uncomp.patch: weights must be float32, float16 or bfloat16; got {dtype}")
-    stack = family.text_stack(model)
+    facts = check(model, config)
+    stack = family_of(model.config).text_stack(model)
     if getattr(stack, _MARK, None) is not None:
         raise ValueError("uncomp.patch: the model is patched already; call .remove() on its handle first")
     if config.prefill is not None:
         asked_model(model, stack)
     return PatchHandle(model, stack, config, facts)
+
+
+def check(model: torch.nn.Module, config: UncompConfig) -> ModelFacts:
+    """What of the arguments of `patch` does not fit is said; nothing is changed.
+
+    Returns:
+        the model's sizes, and which layers are compressed.
+    Raises:
+        as `patch`, but for a model that is patched already.
+    """
+    if not isinstance(config, UncompConfig):
+        raise TypeError(f"uncomp.patch: config must be an UncompConfig; got {type(config).__name__}")
+    if not hasattr(model, "set_attn_implementation"):
+        raise TypeError(f"uncomp.patch: model must be a model of transformers; got {type(model).__name__}")
+    facts = describe(model.config, config)
+    make_policy(config, facts.shape)
+    schedule_for(config, facts.shape)
+    dtype = next(model.parameters()).dtype
+    if dtype not in _DTYPES:
+        raise NotImplementedError(f"uncomp.patch: weights must be float32, float16 or bfloat16; got {dtype}")
+    return facts
 
 
 def generate(

@@ -20,6 +20,7 @@ from uncomp.eval.perplexity import ContinuationScore, Probe, windows
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import adds_bos, encode
 from uncomp.eval.runs import Run, with_room
+from uncomp.patching import check
 
 TASK = "perplexity"
 HELD_BYTES = 2**31  # of distributions of the full cache, on the model's device
@@ -81,6 +82,8 @@ def run_all(
     Raises:
         ValueError, RunFailure: as `runner.run_all`.
     """
+    for run in runs:
+        check(model, run.config)  # before anything is written
     done = [
         processes.from_first(lambda f=f, r=r: f.open({**about, "policy": r.policy, "budget": r.budget}, resume=resume))
         for f, r in zip(folders, runs, strict=True)

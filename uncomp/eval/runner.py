@@ -20,7 +20,7 @@ from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import Example, Prompt, adds_bos, build
 from uncomp.eval.records import make_record
 from uncomp.eval.runs import Run, with_room
-from uncomp.patching import patch
+from uncomp.patching import check, patch
 
 Progress = Callable[[str], None]
 
@@ -115,6 +115,8 @@ def run_all(
         ValueError: a folder that holds other results, an example that makes no prompt.
         RunFailure: a disk that is full, a process that failed.
     """
+    for run in runs:
+        check(model, run.config)  # before anything is written
     folders = [run.folder(task.settings.out, task.settings.common) for run in runs]
     done = [
         processes.from_first(lambda f=f, r=r: f.open(_about(task, r, processes), resume=task.settings.resume))

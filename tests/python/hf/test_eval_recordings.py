@@ -140,7 +140,7 @@ def test_a_kill_leaves_shares_that_all_runs_have(model, tmp_path, capsys, monkey
     before, calls = RunFolder.append, []
 
     def append(self, rank, records):
-        if len(calls) == 8:  # two of three runs have begun the second share
+        if len(calls) == 8:  # one of three runs has done the second share
             raise KeyboardInterrupt
         calls.append(self.path.name)
         before(self, rank, records)

@@ -236,6 +236,12 @@ def test_a_bad_line_is_told_before_the_model_is_loaded(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_policy_that_does_not_fit_the_model_is_told_before_anything_is_written(model, data, tmp_path, capsys):
+    status, _, err = call(capsys, model, data, tmp_path / "out", "--policy", "full", "--policy", "uncomp:groups=9")
+    assert status == 2 and "groups must lie in [1, 4]" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
     import shutil
 
