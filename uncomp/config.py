@@ -89,7 +89,8 @@ class UncompConfig(CheckedFields):
         preset: "tuned" fills fields left at None with the combination that docs/policies.md measures.
         graph: "auto" records decode steps in CUDA graphs where that is possible; "off" never does.
         compile: "step" compiles decode steps by torch.compile before they are recorded: faster steps, after a warm-up
-            of half a minute.
+            of half a minute. Until the patch is removed, projections of one input share one matrix, in which their
+            weights are views: a step of several sequences multiplies once.
         prefill: a PrefillPruning: tokens of a prompt leave the computation between stages of layers. Default: none do,
             but with policy="uncomp_stage", which is "uncomp" with PrefillPruning().
         policy_options: further named values of the policy (for instance {"alpha": 0.2} of adakv).
@@ -132,7 +133,7 @@ class UncompConfig(CheckedFields):
     graph: Literal["auto", "off"] = "auto"
     compile: Literal["off", "step"] = "off"
     prefill: PrefillPruning | None = None
-    policy_options: Mapping[str, Any] = field(default_factory=dict)
+    policy_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         self._one_of("policy", self.policy, known_policies())

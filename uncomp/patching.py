@@ -22,6 +22,7 @@ from uncomp.hf.choice import choice_for
 from uncomp.hf.chunks import ChunkedMlps
 from uncomp.hf.forward import Forwards, NotCopied
 from uncomp.hf.hidden import HiddenPruning, asked_model
+from uncomp.hf.joined import JoinedProjections
 from uncomp.hf.loop import Loop, check_prompt
 from uncomp.hf.step import Step
 from uncomp.models import describe, family_of
@@ -38,7 +39,7 @@ def patch(model: torch.nn.Module, config: UncompConfig | None = None) -> PatchHa
     """Makes a HuggingFace causal language model use a compressed KV cache.
 
     Args:
-        model: a model of a supported family (docs/policies.md); its weights are not touched.
+        model: a model of a supported family (docs/policies.md); its weights keep their values.
         config: how to compress; default UncompConfig().
     Returns:
         a handle: `.remove()` undoes everything, `.stats()` tells what is stored; also a context manager.
@@ -120,15 +121,19 @@ class PatchHandle(NotCopied):
         self._recordings = Recordings(CudaGraphs())
         self._hidden = None if config.prefill is None else HiddenPruning(model, stack)
         self._forwards = Forwards(model, stack, config, facts, self._recordings, self._hidden)
+        family, compiled = family_of(model.config), config.compile == "step"
+        owners = [part for layer in stack.layers for part in (family.attention(layer), family.mlp(layer))]
+        self._joined = JoinedProjections(owners if compiled else ())
         self._step = Step(
             stack,
             self._recordings,
             self._why_not(),
             self._forwards.active,
             asked=config.graph == "off",
-            compiled=config.compile == "step",
+            compiled=compiled,
+            joined=self._joined,
         )
-        self._mlps = ChunkedMlps(family_of(model.config).mlp(layer) for layer in stack.layers)
+        self._mlps = ChunkedMlps(family.mlp(layer) for layer in stack.layers)
         setattr(stack, _MARK, self)
 
     # ---- what a user calls
@@ -139,6 +144,7 @@ class PatchHandle(NotCopied):
         self._forwards.remove()
         self._step.remove()
         self._mlps.remove()
+        self._joined.remove()
         if self._hidden is not None:
             self._hidden.remove()
         self._recordings.clear()

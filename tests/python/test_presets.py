@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from uncomp import budget, presets
+from uncomp import UncompConfig, budget, presets
 from uncomp.grouping import group_sizes, labels
 
 PUBLISHED = {  # lowest entropy first, and the mean over 32 rows
@@ -157,3 +157,12 @@ def test_a_preset_below_the_floor_is_refused():
 def test_the_reference_has_no_other_pyramids():
     with pytest.raises(ValueError, match="pyramid for 2, 3, 4, 8 or 32 groups; got 5"):
         presets.pyramid_ref(5, 384)
+
+
+def test_equal_configs_have_one_hash():
+    for options in ({}, {"policy": "adakv", "policy_options": {"alpha": 0.3}}, {"policy": "uncomp_stage"}):
+        config = UncompConfig(**options)
+        again = UncompConfig.from_dict(config.to_dict())
+        assert config == again
+        assert hash(config) == hash(again)
+    assert UncompConfig(budget=40) in {UncompConfig(budget=40): 1}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Step:
         stack: the module that owns the decoder layers; its forward as it is now is what steps run.
         recordings: where recorded steps are kept.
         why_not: why steps of this model are never recorded, or None. asked: because the user wants it so.
-        compiled: True compiles the step.
+        compiled: True compiles the step. joined: a context around compiled steps of several sequences.
         active: the state of the cache whose forward this thread is in, or None.
     """
 
@@ -41,12 +42,13 @@ class Step:
         *,
         asked: bool = False,
         compiled: bool = False,
+        joined: AbstractContextManager | None = None,
     ) -> None:
         self.stack, self.recordings, self.why_not, self.active = stack, recordings, why_not, active
         self.asked = asked
         self._had_forward = "forward" in vars(stack)
         self.forward = stack.forward
-        self._compiled = compiled
+        self._compiled, self._joined = compiled, joined or nullcontext()
         self._by_batch: dict[int, Callable[..., Any]] = {}
         self._warm: set[tuple] = set()  # keys whose step ran once: libraries have chosen and loaded their kernels
         self._failed: dict[tuple, str] = {}  # keys whose recording failed, and why
@@ -133,7 +135,8 @@ class Step:
             # puts small kernels that do not wait for each other into one.
             options = {"coordinate_descent_tuning": True, "combo_kernels": True} if kind == 1 else {}
             self._by_batch[kind] = torch.compile(self.forward, dynamic=False, options=options)
-        return self._by_batch[kind](**kwargs)
+        with self._joined if kind > 1 else nullcontext():  # tuned reductions are faster apart
+            return self._by_batch[kind](**kwargs)
 
     @staticmethod
     def static(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
