@@ -27,6 +27,9 @@ def per_head(weight: Tensor, heads: int) -> Tensor:
 def log_kappa(weight: Tensor, heads: int, kind: str) -> float:
     """Natural log of the condition number of a projection.
 
+    From the eigenvalues of W Wᵀ, several times faster than singular values of W: a singular value of 1e-6 of the largest
+    comes out within a few 1e-4 of itself, larger ones better.
+
     Args:
         weight: [heads * D, E].
         kind: "layer" (of the whole matrix) or "per_head_mean" (mean of the heads' logarithms).
@@ -36,13 +39,19 @@ def log_kappa(weight: Tensor, heads: int, kind: str) -> float:
     matrices = per_head(weight, heads if kind == "per_head_mean" else 1)
     if not matrices.isfinite().all():
         raise ValueError("uncomp.lorc: weights must be finite; got NaN or infinity")
+    narrow = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     logs = []
-    for values in torch.linalg.svdvals(matrices):
-        largest = float(values[0])
-        if largest == 0:
+    for values in torch.linalg.eigvalsh(gram(narrow)).tolist():
+        largest = values[-1]
+        if largest <= 0:
             raise ValueError("uncomp.lorc: weights of a head must not all be zero; got zeros")
-        logs.append(math.log(largest / max(float(values[-1]), SMALLEST * largest)))
+        logs.append(math.log(largest / max(values[0], SMALLEST**2 * largest)) / 2)
     return sum(logs) / len(logs)
+
+
+def gram(matrices: Tensor) -> Tensor:
+    """[heads, D, D] of [heads, D, E]: inner products of rows."""
+    return matrices @ matrices.mT
 
 
 def exact_basis(matrices: Tensor, rank: int) -> Tensor:
@@ -53,8 +62,7 @@ def exact_basis(matrices: Tensor, rank: int) -> Tensor:
     Returns:
         [heads, rank, D] float64, orthonormal rows.
     """
-    upper = torch.linalg.qr(matrices.mT, mode="r").R  # W = Q R: R has the singular values and right vectors of W
-    return torch.linalg.svd(upper, full_matrices=True).Vh[:, :rank]
+    return whitened_basis(gram(matrices), rank)
 
 
 def random_basis(matrices: Tensor, rank: int, seed: int) -> Tensor:
