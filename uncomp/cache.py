@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from uncomp.deletion import KeptRows
-from uncomp.latent import KeyCodec, Latents
+from uncomp.latent import KeyCodec, Latents, PaddedKeys, RotaryKeys
+from uncomp.ops import KeyTransform
 from uncomp.remade import Slots, arena_keys, arena_values, unfolded, unfolded_layout
 from uncomp.types import DecodeRule
 
@@ -82,17 +83,37 @@ class RaggedLayer:
             return self.key_rows
         return arena_keys(self.codec, self.key_rows, self.slot_position, self._all_slots(), self.offset)
 
+    def met(self, states: Tensor) -> Tensor:
+        """The channels of queries or new keys [..., D] that meet `attended` keys."""
+        return states[..., : self.codec.rank].contiguous() if isinstance(self.codec, PaddedKeys) else states
+
     def attended(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys [C', D], values [C', Dv], row_start and row_len of rows as queries meet them.
+        """Keys [C', D], or [C, rank] (see `met`), values [C', Dv], row_start and row_len of rows as queries meet them.
 
         Rows that several heads share become one for each: C' counts every slot once a head.
         """
         if self.codec is None or self.codec.shared == 1:
-            return self.attended_keys(), self.value_rows, self.row_start, self.row_len
+            keys = self.key_rows if isinstance(self.codec, PaddedKeys) else self.attended_keys()
+            return keys, self.value_rows, self.row_start, self.row_len
         shared, slots = self.codec.shared, self._all_slots()
         values = arena_values(self.codec, self.value_rows, slots)
         states = (unfolded(t, slots, shared) for t in (self.attended_keys(), values))
         return *states, *unfolded_layout(self.row_start, self.row_len, shared)
+
+    @property
+    def road(self) -> str | None:
+        """How steps come to keys: None, they are stored; "kernel"; or "torch: " and why kernels do not make them."""
+        if self.codec is None:
+            return None
+        if self.codec.reason is not None:
+            return f"torch: {self.codec.reason}"
+        if self.free is None and self.rule.kind in ("running", "last") and not isinstance(self.codec, PaddedKeys):
+            return "torch: the policy weighs every stored token at each step"
+        return "kernel"
+
+    def transform(self) -> KeyTransform | None:
+        """How kernels make the keys of this layer; None where keys are stored, or torch makes them."""
+        return self.codec.transform(self.offset) if isinstance(self.codec, RotaryKeys) else None
 
     def _all_slots(self) -> Slots:
         self.measure()
@@ -180,7 +201,7 @@ class RaggedLayer:
         return (
             (self.batch, self.rows, self.rule, len(mine)) == (other.batch, other.rows, other.rule, len(theirs))
             and (self.free is None) == (other.free is None)
-            and (self.widest is None or (other.widest is not None and other.widest <= self.widest))
+            and (self.widest is None or other.widest is None or other.widest <= self.widest)
             and self.codec is other.codec
             and all(
                 (a.shape, a.dtype, a.device, a.is_inference()) == (b.shape, b.dtype, b.device, b.is_inference())
@@ -193,7 +214,8 @@ class RaggedLayer:
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
         self.slots, self.free, self.recent = list(other.slots), other.free, other.recent
-        self.widest = other.widest if self.widest is None else self.widest  # a recorded step looks at that many
+        if self.widest is None or other.widest is None:  # else steps may be recorded that look at so many slots
+            self.widest = other.widest
 
     # ---- copies and choices of sequences
     def fork(self) -> RaggedLayer:

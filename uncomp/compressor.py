@@ -201,7 +201,7 @@ class Compressor:
             codec=view.coded[0],
             offset=view.coded[1],
         )
-        if layer.codec is not None:
+        if layer.road is not None and layer.road.startswith("torch"):
             layer.measure()
         if not config.grows:
             self._seed(layer, measured, index, index_start)
@@ -216,7 +216,7 @@ class Compressor:
                 query,
                 lse,
                 position,
-                layer.attended_keys(),
+                view.packed_keys(layer, index, index_start),
                 layer.slot_position,
                 layer.row_start,
                 layer.row_len,

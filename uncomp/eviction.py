@@ -14,7 +14,7 @@ from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
 from uncomp.deletion import narrow, widen
-from uncomp.latent import Latents
+from uncomp.latent import Latents, RotaryKeys
 from uncomp.scoring import head_scores
 
 
@@ -48,36 +48,47 @@ def decode_step(
 
 
 def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent=None) -> Tensor:
+    query, key = layer.met(query), layer.met(key)
+    stored = (key, value) if latent is None else (latent.rows, latent.values)
     if layer.free is not None:
-        stored = (key, value) if latent is None else (latent.rows, latent.values)
         return _append(layer, query, *stored, position, scale)
     if layer.rule.kind == "vote":
-        keys = layer.attended_keys()  # of latents a passing copy: the operator writes the new key into it
-        out, _ = ops.decode_evict_(
-            query,
-            key,
-            value,
-            position,
-            layer.row_start,
-            layer.row_len,
-            keys,
-            layer.value_rows,
-            layer.slot_position,
-            layer.state.votes,
-            layer.state.vote_sum,
-            layer.state.vote_step,
-            layer.state.order,
-            scale=scale,
-            window=layer.rule.newest,
-            sink=layer.rule.sinks,
-            pool=config.pool_width,
-            pool_mode=config.pool,
-            reduce_group=config.reduce_scores,
-        )
-        if latent is not None:
-            layer.put(latent, position)
-        return out
-    return _weakest(layer, config, query, key, value, position, scale, latent)
+        return _vote(layer, config, query, key, value, position, scale, latent)
+    return _weakest(layer, config, query, key, value, position, scale, *stored)
+
+
+def _vote(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent) -> Tensor:
+    transform, keys = layer.transform(), layer.key_rows
+    remade = isinstance(layer.codec, RotaryKeys) and transform is None
+    if transform is not None:
+        key = latent.rows
+    elif remade:
+        keys = layer.attended_keys()  # a passing copy: the operator writes the new key into it
+    out, _ = ops.decode_evict_(
+        query,
+        key,
+        value,
+        position,
+        layer.row_start,
+        layer.row_len,
+        keys,
+        layer.value_rows,
+        layer.slot_position,
+        layer.state.votes,
+        layer.state.vote_sum,
+        layer.state.vote_step,
+        layer.state.order,
+        scale=scale,
+        window=layer.rule.newest,
+        sink=layer.rule.sinks,
+        pool=config.pool_width,
+        pool_mode=config.pool,
+        reduce_group=config.reduce_scores,
+        key_transform=transform,
+    )
+    if remade:
+        layer.put(latent, position)
+    return out
 
 
 def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
@@ -91,8 +102,27 @@ def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
         layer.value_rows,
         layer.slot_position,
     )
-    out, _ = ops.decode_attention(query, *layer.attended(), scale)
-    return out
+    return _over_rows(layer, query, scale)[0]
+
+
+def _over_rows(layer: RaggedLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of one query over what a layer stores: as ops.decode_attention."""
+    transform = layer.transform()
+    if transform is None:
+        return ops.decode_attention(query, *layer.attended(), scale)
+    rows = (layer.key_rows, layer.value_rows, layer.row_start, layer.row_len)
+    return ops.decode_attention(query, *rows, scale, key_transform=transform, slot_position=layer.slot_position)
+
+
+def _with_new(layer: RaggedLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention over what a layer stores, keys made by kernels, and a new token: key, value [B, rows, 1, ...]."""
+    out, lse = _over_rows(layer, query, scale)
+    grouped = query.float().unflatten(1, (layer.rows, -1))  # [B, rows, g, 1, D]
+    own = (grouped * key.float().unsqueeze(2)).sum(-1).flatten(1) * scale  # [B, Hq]
+    total = torch.logaddexp(lse, own)
+    old, new = ((part - total).exp().unflatten(1, (layer.rows, -1))[..., None, None] for part in (lse, own))
+    merged = out.float().unflatten(1, (layer.rows, -1)) * old + value.float().unsqueeze(2) * new
+    return merged.flatten(1, 2).to(query.dtype)
 
 
 def reduce_group(weights: Tensor, dim: int, reduce: str) -> Tensor:
@@ -100,17 +130,19 @@ def reduce_group(weights: Tensor, dim: int, reduce: str) -> Tensor:
     return weights.amax(dim) if reduce == "max" else getattr(weights, reduce)(dim)
 
 
-def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, latent) -> Tensor:
+def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, *kept) -> Tensor:
     """Rules that compare one number a slot: accumulated mass, the newest query's weight, or the position."""
     rows, group = layer.rows, query.shape[1] // layer.rows
-    keys, values, row_start, row_len = layer.attended()
-    kept = (key, value) if latent is None else (latent.rows, latent.values)
     key, value, *kept = (
         t.repeat_interleave(rows // t.shape[1], 1) if t.shape[1] < rows else t for t in (key, value, *kept)
     )
     rule, start, length = layer.rule, layer.row_start[:-1], layer.row_len
     room = layer.row_start[1:] - start
-    out, lse = ops.ragged_attention(query, keys, values, row_start, row_len, scale, key=key, value=value)
+    if rule.kind == "position" and layer.transform() is not None:
+        out = _with_new(layer, query, key, value, scale)
+    else:
+        keys, *others = layer.attended()
+        out, lse = ops.ragged_attention(query, keys, *others, scale, key=key, value=value)
     columns = layer.mass.shape[1]
     column = torch.arange(columns, dtype=torch.int32, device=query.device)
     place = (start.unsqueeze(1) + column).clamp(max=layer.capacity - 1).long()  # [R, columns] slots

@@ -113,10 +113,10 @@ def _extend(
     else:
         arena, source = repacked(ragged, prior, lengths)
     out, _ = ops.ragged_attention(
-        query,
+        arena.met(query),
         *arena.attended(),
         scale,
-        key=key,
+        key=arena.met(key),
         value=value,
         first=first if lengths.padded else None,
         length=length if lengths.padded else None,

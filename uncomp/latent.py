@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from uncomp.ops import KeyTransform
+
+MOST_RANK = 128  # of keys that a kernel on a GPU makes again
 MARK = "_uncomp_lorc"  # attribute of a text stack whose projections are of low rank
 _slot = threading.local()
 
@@ -59,6 +62,10 @@ class KeyCodec(Protocol):
     rank: int  # numbers that are stored of a key
     heads: int  # rows of a sequence that store one each: KV heads, or groups of them
     shared: int  # KV heads whose keys and values one stored row stands for
+    reason: str | None  # why kernels cannot attend to stored rows; None: they can
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Called before tokens of a prompt are stored as `dtype`: from then on what steps need has its memory."""
 
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """Keys as a query meets them.
@@ -78,6 +85,10 @@ class PaddedKeys:
     heads: int
     head_dim: int
     shared: int = 1
+    reason: str | None = None
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """See KeyCodec; nothing: what is stored meets the first channels of a query."""
 
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """See KeyCodec."""
@@ -98,7 +109,7 @@ class KeyConstants:
 class RotaryKeys:
     """Stored rows are factors of keys before normalisation and rotation: key = rotate(norm(latent @ basis + bias)).
 
-    Kernels make these keys tile by tile where `constants` has the numbers for it.
+    Kernels make these keys tile by tile where `constants` has the numbers for it (see `transform`).
     """
 
     projection: torch.nn.Module  # has basis [heads, rank, shared * D] and bias [heads * shared * D] or None
@@ -107,6 +118,9 @@ class RotaryKeys:
     angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (like, position [1, n]) -> cos, sin [1, n, rotated]
     constants: Callable[[], KeyConstants | str]  # the numbers, or why there are none
     values: torch.nn.Module | None = None  # where heads share what is stored: as `projection`, of their values
+    reason: str | None = field(default="nothing is stored yet", init=False)
+    _made: KeyTransform | None = field(default=None, init=False, repr=False)
+    _stamp: tuple = field(default=(), init=False, repr=False)
 
     @property
     def rank(self) -> int:
@@ -122,6 +136,52 @@ class RotaryKeys:
     def shared(self) -> int:
         """See KeyCodec."""
         return self.projection.head_dim // self.head_dim
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self, dtype: torch.dtype) -> None:
+        """See KeyCodec. What was made of weights that were written to meanwhile is made again in the same memory, which
+        recorded steps read."""
+        sources = [self.projection.basis, self.projection.bias]
+        sources += self.norm.parameters() if isinstance(self.norm, torch.nn.Module) else []
+        sources = [t for t in sources if t is not None]
+        places = (dtype, *((id(t), t.device, t.dtype) for t in sources))
+        stamp = (places, tuple(0 if t.is_inference() else t._version for t in sources))
+        if stamp == self._stamp:
+            return
+        made, self.reason = self._transform(dtype)
+        if made is not None and self._made is not None and places == self._stamp[0]:
+            for name in ("basis", "bias", "norm", "frequency"):
+                if getattr(made, name) is not None:
+                    getattr(self._made, name).copy_(getattr(made, name))
+        else:
+            self._made = made
+        self._stamp = stamp
+
+    def _transform(self, dtype: torch.dtype) -> tuple[KeyTransform | None, str | None]:
+        """What kernels take, or why they cannot."""
+        basis, bias = self.projection.basis.detach(), self.projection.bias
+        if self.shared > 1:
+            return None, f"{self.shared} heads share what is stored"
+        if basis.is_cuda:
+            return None, "kernels for CUDA do not make keys"
+        if basis.is_cuda and self.rank > MOST_RANK:
+            return None, f"a rank of {self.rank} is above {MOST_RANK}"
+        found = self.constants()
+        if isinstance(found, str):
+            return None, found
+        if bias is not None:
+            bias = bias.detach().float().view(self.heads, -1).contiguous()
+        numbers = (bias, found.norm, found.eps, found.frequency, found.scale)
+        return KeyTransform(basis.to(dtype).contiguous(), *numbers), None
+
+    def transform(self, offset: Tensor | None) -> KeyTransform | None:
+        """How kernels make keys of stored rows; None where they cannot. offset: see Latents."""
+        made = self._made
+        if made is None or offset is None:
+            return made
+        numbers = (made.bias, made.norm, made.norm_eps, made.frequency, made.rotary_scale)
+        return KeyTransform(made.basis, *numbers, offset)
 
     def keys(self, latent: Tensor, position: Tensor, head: Tensor) -> Tensor:
         """See KeyCodec. 2 R n rank D flops, and the memory of the result about four times."""

@@ -26,6 +26,7 @@ class Ledger:
     state_bytes: int
     other_bytes: int
     token_bytes: int  # keys and values of one token and KV head
+    road: str | None  # how steps come to keys, see RaggedLayer
     reached: list[list[int]] | None  # [L][B] tokens of the prompt that reached each layer, where it was pruned
 
 
@@ -58,6 +59,7 @@ def ledger_of(cache) -> Ledger:
         state_bytes=sum(r.state_bytes for r in ragged),
         other_bytes=sum(t.numel() * t.element_size() for t in states),
         token_bytes=token,
+        road=max((r.road for r in ragged if r.road is not None), default=None),  # "torch: why" before "kernel"
         reached=shared.reached,
     )
 
@@ -71,9 +73,11 @@ def cache_stats(cache) -> dict[str, Any]:
         policy, batch, layers (compressed), other_layers, logical_tokens (columns seen, padding included),
         real_tokens [B], stored_tokens_mean / _min / _max (over rows), deleted_rows (which store nothing and
         count as rows of 0 tokens; over sequences and layers), cache_bytes (keys and values, free slots
-        included), state_bytes (positions, layout, votes), other_bytes (layers left uncompressed), full_cache_bytes
-        (native GQA, every real token of the compressed layers), nan_entropy_rows, displaced_tokens, reached_tokens
-        ([layers][B] tokens of the prompt that went through each layer; None where it was not pruned).
+        included), key_road (None: keys are stored; "kernel": kernels make them tile by tile of what is stored;
+        "torch: " and the reason: torch makes all of them at each step), state_bytes (positions, layout, votes),
+        other_bytes (layers left uncompressed), full_cache_bytes (native GQA, every real token of the compressed
+        layers), nan_entropy_rows, displaced_tokens, reached_tokens ([layers][B] tokens of the prompt that went through
+        each layer; None where it was not pruned).
     Raises:
         ValueError: the cache is none of ours.
     """
@@ -97,6 +101,7 @@ def stats_of(ledger: Ledger) -> dict[str, Any]:
         "stored_tokens_max": int(lengths.max()),
         "deleted_rows": ledger.deleted,
         "cache_bytes": ledger.kv_bytes,
+        "key_road": ledger.road,
         "state_bytes": ledger.state_bytes,
         "other_bytes": ledger.other_bytes,
         "full_cache_bytes": ledger.layers * sum(real) * ledger.num_kv_heads * ledger.token_bytes,

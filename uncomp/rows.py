@@ -146,6 +146,10 @@ class RowView(LayerView):
             source_start=arena.row_start,
         )
 
+    def packed_keys(self, layer: RaggedLayer, index: Tensor, index_start: Tensor) -> Tensor:
+        """[C, D] keys of the arena that these tokens were packed into; arguments as `compact`."""
+        return layer.attended_keys()
+
     def release(self, window: int) -> None:
         """Drops keys that a codec made; all else that must wait for a plan over the whole model is small already."""
         self.__dict__.pop("key_rows", None)

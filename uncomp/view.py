@@ -224,6 +224,13 @@ class PromptView(LayerView):
             *stored, index, index_start, row_start, capacity, position=self.original, first=self.first
         )
 
+    def packed_keys(self, layer, index: Tensor, index_start: Tensor) -> Tensor:
+        """[C, D] keys of the arena that these tokens were packed into; arguments as `compact`."""
+        if self.latent is None:
+            return layer.key_rows
+        place = (index, index_start, layer.row_start, layer.capacity)
+        return ops.compact_kv(self.key, self.value, *place, position=self.original, first=self.first)[0]
+
     @property
     def coded(self) -> tuple:
         """See LayerView."""

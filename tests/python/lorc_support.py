@@ -42,6 +42,14 @@ def compressed_and_dense(family: str = "llama", config: lorc.LorcConfig | None =
     return model, handle, original
 
 
+def by_torch(model):
+    """The model, whose keys no kernel can make from now on."""
+    for layer in model.model.layers:
+        codec = getattr(layer.self_attn, "qkv_proj", layer.self_attn).k_proj.codec
+        codec.constants = lambda: "a test says so"
+    return model
+
+
 def prompt(batch: int = 2, columns: int = 70, seed: int = 1, pad: int = 13):
     """Tokens [batch, columns], and a mask that pads the last sequence on the left."""
     ids = torch.randint(3, 199, (batch, columns), generator=torch.Generator().manual_seed(seed))

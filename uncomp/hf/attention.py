@@ -79,6 +79,8 @@ def _latents(module, key: Tensor, value: Tensor, shared) -> Latents | None:
             "uncomp: delete_heads copies outputs of heads, which a model of low rank (uncomp.lorc) has in different "
             "bases; leave one of the two out"
         )
+    if shared.clock.chunk.lengths is not None:
+        codec.prepare(key.dtype)
     rows, values = key[..., : codec.rank], value[..., : module.v_proj.rank]
     if not isinstance(codec, PaddedKeys) or is_exact():
         rows = take(projection).unflatten(-1, (codec.heads, codec.rank)).transpose(1, 2).to(key.dtype)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
-from lorc_support import compressed_and_dense, difference, generated, prompt, with_biases
+from lorc_support import by_torch, compressed_and_dense, difference, generated, prompt, with_biases
 
 import uncomp
 from uncomp import lorc
@@ -39,6 +41,23 @@ def both(pair, cfg, run):
 
 
 # ---- every policy
+@pytest.fixture(scope="module")
+def by_hand(pair):
+    """The pair, of which the first one's keys are made by torch."""
+    return by_torch(copy.deepcopy(pair[0])), None, pair[2]
+
+
+@pytest.mark.parametrize("policy", ["uncomp", "tova", "streaming_llm", "full"])
+@pytest.mark.parametrize("decode", ["evict", "grow"])
+def test_keys_that_torch_makes_are_those_of_kernels(pair, by_hand, policy, decode):
+    cfg, found = config(policy, decode=decode, max_new_tokens=32), []
+    for model in (pair[0], by_hand[0]):
+        with uncomp.patch(model, cfg) as handle:
+            found.append(generated(model, *prompt()))
+            road = handle.stats()["key_road"]
+    assert difference(*found) < 1e-5 and road == "torch: a test says so"
+
+
 @pytest.mark.parametrize("policy", uncomp.known_policies())
 @pytest.mark.parametrize("decode", ["evict", "grow"])
 def test_latents_under_a_policy_are_full_width_under_it(pair, policy, decode):

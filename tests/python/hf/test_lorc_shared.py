@@ -109,6 +109,8 @@ def test_shared_rows_are_full_width_under_the_same_policy(grain, name):
             found.append((first, second, handle.stats()))
     assert max(difference(a, b) for a, b in zip(found[0][:2], found[1][:2], strict=True)) < 1e-5
     got, want = found[0][2], found[1][2]
+    shared = 2 if grain == "group:2" else 4
+    assert (got["key_road"], want["key_road"]) == (f"torch: {shared} heads share what is stored", None)
     assert got["stored_tokens_mean"] == want["stored_tokens_mean"]
     if "budget" in POLICIES[name] and name == "streaming":
         assert got["cache_bytes"] == 4 * 2 * 2 * 4 * 40 * (32 + 48) and want["cache_bytes"] == 4 * 2 * 2 * 4 * 40 * 128

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers")
 from graph_support import NEW, both, padded, patched, prompt, run
-from lorc_support import with_biases
+from lorc_support import by_torch, with_biases
 
 from uncomp import lorc
 from uncomp.testing import tiny_model
@@ -52,9 +52,22 @@ def small(made, device):
     return made[device]
 
 
+@pytest.fixture
+def by_hand(made, device):
+    """One whose keys torch makes."""
+    if (device, "torch") not in made:
+        made[device, "torch"] = by_torch(low_rank(device=device))
+    return made[device, "torch"]
+
+
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_step_but_the_first_is_a_replay(small, device, name):
+@pytest.mark.parametrize("road", ["kernel", "torch"])
+def test_every_step_but_the_first_is_a_replay(small, by_hand, device, name, road):
+    small = small if road == "kernel" else by_hand
     stats = both(small, lambda h: run(small, prompt(device)), **POLICIES[name])
+    weighs = name in ("h2o", "tova")
+    told = "a test says so" if road == "torch" else "the policy weighs every stored token at each step"
+    assert stats["key_road"] == ("kernel" if road == "kernel" and not weighs else f"torch: {told}")
     assert stats["steps_recorded"] == 1, stats["eager_reason"]
     assert (stats["steps_replayed"], stats["steps_eager"]) == (NEW - 2, 1)
 
@@ -79,9 +92,25 @@ def test_absorbed_keys_are_recorded(device):
     assert both(model, lambda h: run(model, prompt(device)))["steps_replayed"] == NEW - 2
 
 
-def test_normalised_keys_are_recorded(device):
-    model = low_rank("qwen3", device)
+@pytest.mark.parametrize("family", ["qwen3", "phi3"])
+def test_normalised_and_fused_keys_are_recorded(device, family):
+    model = low_rank(family, device)
     assert both(model, lambda h: run(model, prompt(device)))["steps_replayed"] == NEW - 2
+
+
+def test_weights_that_are_written_to_reach_recorded_steps(device):
+    """What kernels read of a norm is a copy in float32: a request after a change must see the change."""
+    found = []
+    for change in ("between", "before"):
+        model = low_rank("qwen3", device)
+        with patched(model) as handle:
+            if change == "between":
+                run(model, prompt(device))
+            with torch.no_grad():
+                model.model.layers[0].self_attn.k_norm.weight.mul_(-1.5)
+            found.append(run(model, prompt(device)))
+            assert handle.stats()["steps_recorded"] == 1
+    assert torch.equal(*found)
 
 
 def test_rows_that_grow_are_recorded_again(small, device):
@@ -92,8 +121,10 @@ def test_rows_that_grow_are_recorded_again(small, device):
 
 
 @pytest.mark.parametrize("name", ["uncomp", "grows", "h2o", "adakv"])
-def test_the_next_request_has_the_tokens_of_its_own(small, device, name):
+@pytest.mark.parametrize("road", ["kernel", "torch"])
+def test_the_next_request_has_the_tokens_of_its_own(small, by_hand, device, name, road):
     """Rows of another prompt have other rooms: a recording made for shorter ones must not be replayed on them."""
+    small = small if road == "kernel" else by_hand
     with patched(small, record=False, **POLICIES[name]):
         want = [run(small, prompt(device, seed=s, columns=90 + s)) for s in range(4)]
     with patched(small, **POLICIES[name]) as handle:
@@ -104,7 +135,7 @@ def test_the_next_request_has_the_tokens_of_its_own(small, device, name):
 
 def test_rows_that_are_longer_than_a_recording_knows_do_not_fit():
     """Steps that make keys of all slots look at as many columns as the longest row had when they were recorded."""
-    small, layers = low_rank(), []
+    small, layers = by_torch(low_rank()), []
     with patched(small, policy="adakv", record=False) as handle, torch.no_grad():
         for seed in range(8):
             cache = handle.new_cache()

@@ -27,8 +27,8 @@ def per_head(weight: Tensor, heads: int) -> Tensor:
 def log_kappa(weight: Tensor, heads: int, kind: str) -> float:
     """Natural log of the condition number of a projection.
 
-    From the eigenvalues of W Wᵀ, several times faster than singular values of W: a singular value of 1e-6 of the largest
-    comes out within a few 1e-4 of itself, larger ones better.
+    From the eigenvalues of W Wᵀ, several times faster than singular values of W: one of 1e-6 of the largest comes out
+    within a few 1e-4 of itself, larger ones better.
 
     Args:
         weight: [heads * D, E].
