@@ -54,7 +54,8 @@ class JoinedProjections:
 class _Gate:
     """Whether a step runs that may use joined products: others cannot know that their weights are still views."""
 
-    open = False
+    def __init__(self) -> None:
+        self.open = False  # of the instance from the start: a compiled step is compiled again when an attribute appears
 
 
 class _Joined:
