@@ -104,15 +104,33 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
 def _finish(
     args: argparse.Namespace,
     processes: Any,
-    summaries: list[dict[str, Any]],
-    effort: Any,
-    loading: float,
+    progress: Any,
+    runs: Any,
+    facts: dict[str, Any],
     reading: float,
+    run_all: Any,
 ) -> int:
-    from uncomp.eval.effort import line
+    """Runs all, prints the summaries, and where the time went, also of what was interrupted.
 
+    Args:
+        reading: seconds for data and prompts. run_all: (efforts) -> summaries.
+    """
+    from uncomp.eval.effort import Effort, line, total
+
+    efforts = [Effort() for _ in runs]
+
+    def tell() -> None:
+        progress.clear()
+        if processes.first:
+            print(line(total(efforts), facts["loading"], reading), file=sys.stderr)
+
+    try:
+        summaries = run_all(efforts)
+    except KeyboardInterrupt:
+        tell()
+        raise
+    tell()
     if processes.first:
-        print(line(effort, loading, reading), file=sys.stderr)
         for values in summaries:
             print(json.dumps(values) if args.json else _line(values))
     return 0
@@ -207,9 +225,12 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         rounds=args.rounds,
     )
     task = runner.Task(tokenizer, examples, settings, facts["positions"])
-    summaries, effort, building = runner.run_all(model, task, runs, processes, progress, say)
-    progress.clear()
-    return _finish(args, processes, summaries, effort, facts["loading"], reading + building)
+    reading += task.tokenise(processes.rank, processes.count)
+
+    def run_all(efforts: Any) -> Any:
+        return runner.run_all(model, task, runs, processes, progress, say, efforts)
+
+    return _finish(args, processes, progress, runs, facts, reading, run_all)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -240,15 +261,11 @@ def _perplexity(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         "data": {Path(name).name: digest for name, digest in reader.sha256.items()},
     }
     reading = time.perf_counter() - started
-    summaries, effort = continuations.run_all(
-        model,
-        pieces,
-        runs,
-        [run.folder(Path(args.out) / args.task, common) for run in runs],
-        {**facts["about"], "options": _options(args), "files": reader.sha256},
-        resume=args.resume,
-        processes=processes,
-        progress=progress,
-    )
-    progress.clear()
-    return _finish(args, processes, summaries, effort, facts["loading"], reading)
+    folders = [run.folder(Path(args.out) / args.task, common) for run in runs]
+    about = {**facts["about"], "options": _options(args), "files": reader.sha256}
+    how = {"resume": args.resume, "processes": processes, "progress": progress}
+
+    def run_all(efforts: Any) -> Any:
+        return continuations.run_all(model, pieces, runs, folders, about, **how, efforts=efforts)
+
+    return _finish(args, processes, progress, runs, facts, reading, run_all)

@@ -69,7 +69,8 @@ def run_all(
     resume: bool,
     processes: Processes,
     progress: Any,
-) -> tuple[list[dict[str, Any]], Effort]:
+    efforts: Sequence[Effort],
+) -> list[dict[str, Any]]:
     """Scores every window under every run, the full cache once a window.
 
     Windows come in blocks, of which the full cache's distributions fit in `HELD_BYTES` on the model's device. Within
@@ -77,8 +78,9 @@ def run_all(
 
     Args:
         model: not patched. about: further values of run.json.
+        efforts: of each run; what this process spends is added as it goes.
     Returns:
-        the summaries, in the order of the runs; and what this process spent.
+        the summaries, in the order of the runs.
     Raises:
         ValueError, RunFailure: as `runner.run_all`.
     """
@@ -88,7 +90,7 @@ def run_all(
         processes.from_first(lambda f=f, r=r: f.open({**about, "policy": r.policy, "budget": r.budget}, resume=resume))
         for f, r in zip(folders, runs, strict=True)
     ]
-    efforts, failure = [Effort() for _ in runs], None
+    failure = None
     try:
         mine = range(processes.rank, len(pieces.pairs), processes.count)
         size = _block(model, pieces)
@@ -99,7 +101,7 @@ def run_all(
             raise
         failure = f"{type(error).__name__}: {error}"
     processes.settle(failure)
-    gathered = processes.gather(efforts)
+    gathered = processes.gather(list(efforts))
     keys = [f"{pieces.subset}/{index}" for index in range(len(pieces.pairs))]
 
     def close(i: int) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def run_all(
         write_json(folders[i].path / SUMMARY, values)
         return values
 
-    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))], total(efforts)
+    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
 
 
 def _block(model: torch.nn.Module, pieces: Pieces) -> int:
@@ -146,19 +148,21 @@ def _block_of_windows(
         room = max(pieces.pairs[n][1].shape[1] for n in open_here)
         config = with_room(stock if i is None else runs[i].config, room)
         effort.patches += 1
-        with Probe(model, config, mode=pieces.mode) as probe:
-            for n in open_here:
-                progress(f"window {n + 1}/{len(pieces.pairs)}, {'full cache' if i is None else runs[i].name}")
-                got = probe.score(*pieces.pairs[n])
-                if i is None:
-                    full[n] = got
-                effort.model_seconds += got.prefill_seconds + got.decode_seconds
-                if place is not None and n in still[place]:
-                    folder = folders[place]
-                    folder.append(rank, [_record(pieces, n, got, full[n], folder.hash)])
-                    effort.records += 1
-            effort.count(probe.steps())
-        effort.seconds += time.perf_counter() - started
+        try:
+            with Probe(model, config, mode=pieces.mode) as probe:
+                for n in open_here:
+                    progress(f"window {n + 1}/{len(pieces.pairs)}, {'full cache' if i is None else runs[i].name}")
+                    got = probe.score(*pieces.pairs[n])
+                    if i is None:
+                        full[n] = got
+                    effort.model_seconds += got.prefill_seconds + got.decode_seconds
+                    if place is not None and n in still[place]:
+                        folder = folders[place]
+                        folder.append(rank, [_record(pieces, n, got, full[n], folder.hash)])
+                        effort.records += 1
+                effort.count(probe.steps())
+        finally:
+            effort.seconds += time.perf_counter() - started
 
 
 def _record(pieces: Pieces, index: int, got: ContinuationScore, full: ContinuationScore, config: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,14 @@ class Task:
             self._prompts[index] = build(self.tokenizer, example, chat=settings.chat, max_prompt=most, bos=self._bos)
         return self._prompts[index]
 
+    def tokenise(self, rank: int, count: int) -> float:
+        """Makes the prompts of one of several processes, where they can be made; gives the seconds that it took."""
+        started = time.perf_counter()
+        for index in range(rank, len(self.examples), count):
+            with contextlib.suppress(ValueError):  # told when the prompt is asked for
+                self.prompt(index)
+        return time.perf_counter() - started
+
 
 def end_tokens(model: torch.nn.Module) -> tuple[int, ...]:
     """Ids that end a text, as the model says."""
@@ -100,7 +109,8 @@ def run_all(
     processes: Processes,
     progress: Progress,
     say: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], Effort, float]:
+    efforts: Sequence[Effort],
+) -> list[dict[str, Any]]:
     """Every run of a call, one behind the other.
 
     Args:
@@ -108,9 +118,9 @@ def run_all(
         task: examples and settings.
         runs: what `runs.plan` gave.
         progress: shows one line. say: prints a line that stays, about a record left out.
+        efforts: of each run; what this process spends is added as it goes.
     Returns:
-        the summaries, in the order of the runs, the same in every process; what this process spent; and seconds that it
-        needed for the prompts.
+        the summaries, in the order of the runs, the same in every process.
     Raises:
         ValueError: a folder that holds other results, an example that makes no prompt.
         RunFailure: a disk that is full, a process that failed.
@@ -122,11 +132,9 @@ def run_all(
         processes.from_first(lambda f=f, r=r: f.open(_about(task, r, processes), resume=task.settings.resume))
         for f, r in zip(folders, runs, strict=True)
     ]
-    started = time.perf_counter()
     skipped = _leave_out(task, runs, processes, say)
-    reading = time.perf_counter() - started
     wanted = [i for i in range(len(task.examples)) if i not in skipped]
-    efforts, rounds = [Effort() for _ in runs], task.settings.rounds
+    rounds = task.settings.rounds
     for part in range(rounds):
         full: dict[str, Any] = {}  # records to compare with, by question mode
         share = wanted[part::rounds]
@@ -142,9 +150,10 @@ def run_all(
                 if processes.count == 1:
                     raise
                 failure = f"{type(error).__name__}: {error}"
-            effort.seconds += time.perf_counter() - began
+            finally:
+                effort.seconds += time.perf_counter() - began
             processes.settle(failure)
-    gathered = processes.gather(efforts)
+    gathered = processes.gather(list(efforts))
 
     def close(i: int) -> dict[str, Any]:
         records = folders[i].merge([task.keys[n] for n in wanted])
@@ -152,8 +161,7 @@ def run_all(
         write_json(folders[i].path / SUMMARY, values)
         return values
 
-    made = [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
-    return made, total(efforts), reading
+    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
 
 
 def _about(task: Task, run: Run, processes: Processes) -> dict[str, Any]:

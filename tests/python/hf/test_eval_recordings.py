@@ -152,3 +152,25 @@ def test_a_kill_leaves_shares_that_all_runs_have(model, tmp_path, capsys, monkey
     assert cli.main(["report", str(tmp_path / "out"), "--stopped", "--json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)
     assert (table["records"], table["stopped_runs"], len(table["rows"])) == (2, 3, 3)
+
+
+def test_where_the_time_went(model, tmp_path, capsys, monkeypatch):
+    """One line on stderr, and `call` in every summary; what was interrupted says it too."""
+    from uncomp.eval.folder import RunFolder
+
+    data = support.make_longbench(tmp_path / "data", records=2)
+    given = ["--policy", "full", "--policy", "uncomp", "--subset", "qasper"]
+    status, out, err = support.call(capsys, model, data, tmp_path / "a", *given, "--json")
+    assert status == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("uncomp eval: 4 records, ")]
+    made = [json.loads(each)["call"] for each in out.splitlines()]
+    assert all(0 < call["model_seconds"] < call["seconds"] for call in made)
+    model_seconds, beside = (sum(call[name] for call in made) for name in ("model_seconds", "seconds"))
+    assert f"{model_seconds:.1f} s in the model" in line and f"{beside - model_seconds:.1f} s beside it" in line
+
+    def stop(self, rank, records):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    status, _, err = support.call(capsys, model, data, tmp_path / "b", *given)
+    assert status == 130 and "uncomp eval: 0 records, " in err
