@@ -13,7 +13,9 @@ pytest.importorskip("transformers")
 from graph_support import NEW, both, padded, patched, prompt, run
 from lorc_support import by_torch, with_biases
 
+import uncomp
 from uncomp import lorc
+from uncomp.graph import Once
 from uncomp.testing import tiny_model
 
 pytestmark = pytest.mark.hf
@@ -192,3 +194,44 @@ def test_the_loop_on_the_device(small, device):
         want = run(small, ids, mask)
         assert torch.equal(handle.generate(ids, mask, max_new_tokens=NEW), want)
         assert handle.stats()["steps_replayed"] > NEW
+
+
+# ---- compiled steps
+@pytest.mark.parametrize("name", ["uncomp", "grows", "streaming_llm"])
+@pytest.mark.parametrize("family", ["qwen3", "phi3"])
+def test_a_compiled_step_is_one_graph(device, monkeypatch, name, family):
+    """No break, and another request does not compile it again."""
+    compiled, real = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, *, dynamic, options: real(f, backend=backend, fullgraph=True))
+    torch._dynamo.reset()
+    model = low_rank(family, device)
+    with patched(model, record=False, **POLICIES[name]):
+        want = [run(model, prompt(device, seed=s, columns=90 + s)) for s in range(2)]
+    with patched(model, compile="step", **POLICIES[name]) as handle:
+        if device == "cpu":  # torch.compile does nothing under the stand-in's log
+            handle._recordings.machine.record = lambda device, step: Once(step)
+        for s in range(2):
+            assert torch.equal(run(model, prompt(device, seed=s, columns=90 + s)), want[s])
+    assert len(compiled) == 1
+
+
+def test_compress_under_a_patch_that_joins_projections(device):
+    """Compiled steps hold queries', keys' and values' weights in one matrix, which is no tie."""
+    model = tiny_model("llama", num_hidden_layers=2).to(device)
+    ids, stock = prompt(device), {name: weight.clone() for name, weight in model.state_dict().items()}
+    with uncomp.patch(model, uncomp.UncompConfig(policy="full", compile="step")) as handle:
+        with lorc.compress(model, lorc.LorcConfig(rho=0.5)) as low, torch.no_grad():
+            got = model(ids, past_key_values=handle.new_cache()).logits
+        with torch.no_grad():
+            again = model(ids, past_key_values=handle.new_cache()).logits
+        assert low.ranks.key
+    assert all(torch.equal(weight, stock[name]) for name, weight in model.state_dict().items())
+    with torch.no_grad():
+        assert (again - model(ids).logits).abs().max() < 1e-4
+        lorc.compress(model, lorc.LorcConfig(rho=0.5))
+        assert (got - model(ids).logits).abs().max() < 1e-4

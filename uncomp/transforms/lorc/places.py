@@ -79,7 +79,7 @@ class Places:
             NotImplementedError: names the layer, the projection and why.
         """
         uses = Counter(
-            p.untyped_storage().data_ptr()
+            p.data_ptr()  # parts of one matrix (hf/joined.py) are no ties
             for _, p in self.model.named_parameters(remove_duplicate=False)
             if p.device.type != "meta"
         )
@@ -110,7 +110,7 @@ class Places:
             raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
         if weight.device.type == "meta":
             raise NotImplementedError(f"{where} is not in memory (offloaded); load the model without offloading")
-        if uses[weight.untyped_storage().data_ptr()] > 1:
+        if uses[weight.data_ptr()] > 1:
             raise NotImplementedError(f"{where} shares its weight with another module; tied weights cannot be split")
 
     def angles(self, attention: torch.nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
