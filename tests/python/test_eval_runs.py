@@ -39,8 +39,9 @@ def test_policies_times_budgets_times_modes():
     runs = plan(["snapkv", "full", "uncomp:groups=4"], [64, 0.5], ["aware", "agnostic"], seed=7)
     assert [run.name for run in runs] == [
         "full-full-aware", "full-full-agnostic",
-        "snapkv-64-aware", "snapkv-64-agnostic", "snapkv-0.5-aware", "snapkv-0.5-agnostic",
+        "snapkv-64-aware", "snapkv-64-agnostic",
         "uncomp_groups_4-64-aware", "uncomp_groups_4-64-agnostic",
+        "snapkv-0.5-aware", "snapkv-0.5-agnostic",
         "uncomp_groups_4-0.5-aware", "uncomp_groups_4-0.5-agnostic",
     ]  # fmt: skip
     assert {run.config.extend for run in runs if run.mode == "agnostic"} == {"append"}

@@ -127,7 +127,8 @@ def plan(
     skip_sliding: bool = False,
     shared: dict[str, Any] | None = None,
 ) -> list[Run]:
-    """Every run of a call; `full` once, and first, because the others are compared with it.
+    """Every run of a call; `full` once, and first, because the others are compared with it, then budget by budget: what
+    is stopped leaves whole blocks of a table behind.
 
     Args:
         policies: as `parse_policy` takes them, or "standard". budgets: for each of them.
@@ -137,22 +138,25 @@ def plan(
     Raises:
         ValueError: a bad policy, field or budget, or the same run twice.
     """
+    texts = [name for given in policies for name in (standard() if given == "standard" else [given])]
+    full = [text for text in texts if parse_policy(text)[0] == "full"]
     runs: list[Run] = []
-    for text in [name for given in policies for name in (standard() if given == "standard" else [given])]:
+    for text, budget in [
+        *((text, None) for text in full),
+        *((text, budget) for budget in budgets for text in texts if text not in full),
+    ]:
         name, fields = parse_policy(text)
         fixed = {key: value for key, value in (shared or {}).items() if name != "full" or key == "decode"}
-        fields = {"seed": seed, "skip_sliding": skip_sliding, **fields, **fixed}
-        for budget in [None] if name == "full" else budgets:
-            given = {"budget": 1.0 if budget is None else budget, **fields}
-            config = UncompConfig(policy=name, **given)
-            for mode in modes:
-                agnostic = replace(config, extend="append") if mode == "agnostic" else config
-                runs.append(Run(text, budget, mode, agnostic))
+        given = {"seed": seed, "skip_sliding": skip_sliding, **fields, **fixed}
+        config = UncompConfig(policy=name, budget=1.0 if budget is None else budget, **given)
+        for mode in modes:
+            agnostic = replace(config, extend="append") if mode == "agnostic" else config
+            runs.append(Run(text, budget, mode, agnostic))
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"uncomp eval: policies and budgets give the run {twice} twice")
-    return sorted(runs, key=lambda run: run.config.policy != "full")
+    return runs
 
 
 def with_room(config: UncompConfig, tokens: int) -> UncompConfig:

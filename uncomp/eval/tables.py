@@ -172,8 +172,8 @@ def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
 
 def _table(runs: list[Finished], seed: int) -> Table:
     by_row: dict[tuple[str, Any], list[Finished]] = {}
-    most = max(len(run.records) for run in runs)
-    few = [run for run in runs if not run.whole and 2 * len(run.records) < most]
+    least = _least(runs)
+    few = [run for run in runs if not run.whole and len(run.records) < least]
     runs = [run for run in runs if run not in few]
     for run in runs:
         by_row.setdefault((run.label, run.summary["budget"]), []).append(run)
@@ -195,6 +195,16 @@ def _table(runs: list[Finished], seed: int) -> Table:
     if table.row("full", None) is None:
         table.missing.insert(0, ("full", None))
     return table
+
+
+def _least(runs: Sequence[Finished]) -> int:
+    """Records that a stopped run needs to be compared: a table of most cells, rows times records, is wanted."""
+
+    def cells(least: int) -> tuple[int, int]:
+        kept = [set(run.records) for run in runs if run.whole or len(run.records) >= least]
+        return (len(kept) * len(set.intersection(*kept)), len(kept)) if kept else (0, 0)
+
+    return max({0, *(len(run.records) for run in runs)}, key=cells)
 
 
 def _order(label: str) -> int:
