@@ -196,6 +196,36 @@ def test_the_loop_on_the_device(small, device):
         assert handle.stats()["steps_replayed"] > NEW
 
 
+# ---- a real model
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["evict", "grow"])
+def test_64_tokens_of_a_real_model(decode):
+    """Replays are the ordinary steps; keys that kernels make lead to the logits that keys of torch lead to."""
+    from uncomp.hf.load import load_model
+
+    try:
+        model, _ = load_model("smollm2-135m", dtype="bfloat16", device="cuda")
+    except (FileNotFoundError, ImportError) as error:
+        pytest.skip(str(error))
+    model.generation_config.eos_token_id = None
+    lorc.compress(model, lorc.LorcConfig(rho=0.85))
+    ids, options = prompt("cuda", columns=700), {"budget": 256, "decode": decode, "max_new_tokens": 80}
+    stats = both(model, lambda h: run(model, ids, max_new_tokens=64), **options)
+    assert (stats["steps_recorded"], stats["steps_replayed"], stats["key_road"]) == (1, 62, "kernel")
+    made = []
+    for road in ("kernel", "torch"):
+        model = by_torch(model) if road == "torch" else model
+        for layer in model.model.layers if road == "torch" else ():
+            layer.self_attn.k_proj.codec._stamp = ()  # numbers are read again
+        with patched(model, record=False, **options) as handle, torch.no_grad():
+            cache = handle.new_cache()
+            model(ids, past_key_values=cache)
+            made.append([model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(8)])
+            assert handle.stats()["key_road"].startswith(road)
+    for kernel, torch_made in zip(*made, strict=True):
+        assert (kernel - torch_made).norm() < 0.06 * torch_made.norm()  # both in bfloat16
+
+
 # ---- compiled steps
 @pytest.mark.parametrize("name", ["uncomp", "grows", "streaming_llm"])
 @pytest.mark.parametrize("family", ["qwen3", "phi3"])
