@@ -117,12 +117,12 @@ def _finish(
     """
     from uncomp.eval.effort import Effort, line, total
 
-    efforts = [Effort() for _ in runs]
+    efforts, started = [Effort() for _ in runs], time.perf_counter()
 
     def tell() -> None:
         progress.clear()
         if processes.first:
-            print(line(total(efforts), facts["loading"], reading), file=sys.stderr)
+            print(line(total(efforts), time.perf_counter() - started, facts["loading"], reading), file=sys.stderr)
 
     try:
         summaries = run_all(efforts)

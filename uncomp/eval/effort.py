@@ -66,17 +66,18 @@ def total(efforts: Iterable[Effort]) -> Effort:
     return made
 
 
-def line(effort: Effort, loading: float, reading: float) -> str:
+def line(effort: Effort, seconds: float, loading: float, reading: float) -> str:
     """Where the time of a whole call went.
 
     Args:
-        effort: of all its runs, of one process. loading: seconds for the model. reading: for data and prompts.
+        effort: of all its runs, of one process. seconds: of all runs, folders and summaries included. loading: for the
+            model. reading: for data and prompts.
     """
-    other = max(0.0, effort.seconds - effort.model_seconds)
-    share = 100 * other / effort.seconds if effort.seconds > 0 else 0.0
+    other = max(0.0, seconds - effort.model_seconds)
+    share = 100 * other / seconds if seconds > 0 else 0.0
     return (
         f"uncomp eval: {effort.records} records, {effort.model_seconds:.1f} s in the model (prefill and decode), "
         f"{other:.1f} s beside it ({share:.1f} %); {reading:.1f} s to make prompts, {loading:.1f} s to load; "
-        f"{loading + reading + effort.seconds:.1f} s in all; steps: {effort.steps_recorded} recorded, "
+        f"{loading + reading + seconds:.1f} s in all; steps: {effort.steps_recorded} recorded, "
         f"{effort.steps_replayed} replayed, {effort.steps_eager} ordinary"
     )

@@ -53,8 +53,8 @@ def kept_shares(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]]
             alike.append((both / either.clamp_min(1))[..., upper].mean(2).to(anywhere.device))
     consensus = torch.cat(alike).mean(0).tolist() if alike else [None] * batch
     anywhere = anywhere.cpu()
-    gone = [[not anywhere[b, i] for i in places] for b, places in enumerate(evidence)]
-    return [KeptShare(sum(g) / len(g) if g else None, c) for g, c in zip(gone, consensus, strict=True)]
+    gone = [float((~anywhere[b][places]).float().mean()) if places else None for b, places in enumerate(evidence)]
+    return [KeptShare(g, c) for g, c in zip(gone, consensus, strict=True)]
 
 
 def _together(layers: Sequence[RaggedLayer], tokens: int) -> list[list[RaggedLayer]]:
