@@ -12,7 +12,7 @@ from typing import Any
 # Files of a kind say `from engines import ...`, wherever they are run from.
 sys.path.append(str(Path(__file__).resolve().parent / "model"))
 
-KINDS = ("prefill", "decode", "throughput", "memory", "calibrate")
+KINDS = ("prefill", "decode", "throughput", "memory", "calibrate", "lorc")
 _COLUMNS = {  # heading: (key, factor, digits)
     "engine": ("engine", None, 0),
     "B": ("batch", 1, 0),

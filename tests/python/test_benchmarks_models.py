@@ -57,6 +57,26 @@ def test_every_kind_of_model_row_holds_what_a_number_needs():
     assert "a case" in text
 
 
+def test_rows_of_a_narrower_cache():
+    """Half the width is half the bytes, at each engine; the model comes back."""
+    import bench_lorc
+    from engines import full, ours
+
+    from uncomp.testing import tiny_model
+
+    model = tiny_model("llama", num_hidden_layers=2)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    engines = (full(compiled=False), ours(budget=40, groups=2, loop=True))
+    rows = list(bench_lorc.rows(model, engines, context=96, steps=3))
+    assert [row.get("case") for row in rows] == ["width 64"] * 2 + ["ranks 32"] * 3
+    assert [row["engine"] for row in rows[3:]] == [row["engine"] for row in rows[:2]]
+    for wide, narrow in zip(rows[:2], rows[3:], strict=True):
+        assert wide["cache_bytes"] == 2 * narrow["cache_bytes"] and wide["stored_tokens"] == narrow["stored_tokens"]
+    assert rows[2]["ms"] > 0 and rows[2]["projections_bytes"][1] < rows[2]["projections_bytes"][0]
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert "ranks 32" in model_rows.table(rows)
+
+
 def test_calibration_rows(monkeypatch):
     """Both models, all four rows; a long run's ratio follows from the times; NumPy's entropies are ours."""
     import bench_calibrate
