@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,26 +90,36 @@ def run_all(
         processes.from_first(lambda f=f, r=r: f.open({**about, "policy": r.policy, "budget": r.budget}, resume=resume))
         for f, r in zip(folders, runs, strict=True)
     ]
-    failure = None
+    keys = [f"{pieces.subset}/{index}" for index in range(len(pieces.pairs))]
+    closed: dict[int, dict[str, Any]] = {}
+
+    def close(i: int, spent: Effort) -> dict[str, Any]:
+        values = summarise(runs[i], folders[i].merge(keys), spent)
+        write_json(folders[i].path / SUMMARY, values)
+        return values
+
+    def finished(i: int) -> None:
+        closed[i] = close(i, efforts[i])
+
+    mine = range(processes.rank, len(pieces.pairs), processes.count)
+    size, failure = _block(model, pieces), None
+    blocks = [mine[i : i + size] for i in range(0, len(mine), size)]
     try:
-        mine = range(processes.rank, len(pieces.pairs), processes.count)
-        size = _block(model, pieces)
-        for block in (mine[i : i + size] for i in range(0, len(mine), size)):
-            _block_of_windows(model, pieces, block, runs, folders, done, efforts, processes.rank, progress)
+        for block in blocks:
+            alone = processes.count == 1 and block is blocks[-1]  # others may still be at work on the same run
+            where = (runs, folders, done, efforts, processes.rank, progress)
+            _block_of_windows(model, pieces, block, *where, finished if alone else None)
     except Exception as error:
         if processes.count == 1:
             raise
         failure = f"{type(error).__name__}: {error}"
     processes.settle(failure)
     gathered = processes.gather(list(efforts))
-    keys = [f"{pieces.subset}/{index}" for index in range(len(pieces.pairs))]
-
-    def close(i: int) -> dict[str, Any]:
-        values = summarise(runs[i], folders[i].merge(keys), total(some[i] for some in gathered))
-        write_json(folders[i].path / SUMMARY, values)
-        return values
-
-    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
+    for i in range(len(runs)):
+        if i not in closed:
+            spent = total(some[i] for some in gathered)
+            closed[i] = processes.from_first(lambda i=i, spent=spent: close(i, spent))
+    return [closed[i] for i in range(len(runs))]
 
 
 def _block(model: torch.nn.Module, pieces: Pieces) -> int:
@@ -129,9 +139,14 @@ def _block_of_windows(
     efforts: Sequence[Effort],
     rank: int,
     progress: Any,
+    finished: Callable[[int], None] | None,
 ) -> None:
-    """Full first, then every run; what the full cache costs is counted where it is a run."""
-    still = [[n for n in block if f"{pieces.subset}/{n}" not in finished] for finished in done]
+    """Full first, then every run; what the full cache costs is counted where it is a run.
+
+    Args:
+        finished: called with every run whose windows in this block are done.
+    """
+    still = [[n for n in block if f"{pieces.subset}/{n}" not in before] for before in done]
     needed = sorted({n for some in still for n in some})
     if not needed:
         return
@@ -163,6 +178,8 @@ def _block_of_windows(
                 effort.count(probe.steps())
         finally:
             effort.seconds += time.perf_counter() - started
+        if finished is not None and place is not None:
+            finished(place)
 
 
 def _record(pieces: Pieces, index: int, got: ContinuationScore, full: ContinuationScore, config: str) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def run_all(
     ]
     skipped = _leave_out(task, runs, processes, say)
     wanted = [i for i in range(len(task.examples)) if i not in skipped]
-    rounds = task.settings.rounds
+    rounds, made = task.settings.rounds, []
     for part in range(rounds):
         full: dict[str, Any] = {}  # records to compare with, by question mode
         share = wanted[part::rounds]
@@ -153,15 +153,19 @@ def run_all(
             finally:
                 effort.seconds += time.perf_counter() - began
             processes.settle(failure)
-    gathered = processes.gather(list(efforts))
+            if part == rounds - 1:
+                spent = total(processes.gather(effort))
+                keys = [task.keys[i] for i in wanted]
+                closing = (run, folder, keys, len(skipped), spent)
+                made.append(processes.from_first(lambda closing=closing: _close(*closing)))
+    return made
 
-    def close(i: int) -> dict[str, Any]:
-        records = folders[i].merge([task.keys[n] for n in wanted])
-        values = summary.of_run(runs[i], records, skipped=len(skipped), effort=total(some[i] for some in gathered))
-        write_json(folders[i].path / SUMMARY, values)
-        return values
 
-    return [processes.from_first(lambda i=i: close(i)) for i in range(len(runs))]
+def _close(run: Run, folder: RunFolder, keys: Sequence[str], skipped: int, spent: Effort) -> dict[str, Any]:
+    """The summary of a run that is done, written beside its records in order."""
+    values = summary.of_run(run, folder.merge(keys), skipped=skipped, effort=spent)
+    write_json(folder.path / SUMMARY, values)
+    return values
 
 
 def _about(task: Task, run: Run, processes: Processes) -> dict[str, Any]:
