@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from uncomp.deletion import KeptRows
-from uncomp.latent import KeyCodec, Latents, PaddedKeys, RotaryKeys
-from uncomp.ops import KeyTransform
-from uncomp.remade import Slots, arena_keys, arena_values, unfolded, unfolded_layout
+from uncomp.latent import KeyCodec, Latents
 from uncomp.types import DecodeRule
 
 
@@ -76,51 +74,9 @@ class RaggedLayer:
             setattr(twin, f.name, copy.deepcopy(getattr(self, f.name), memo))
         return twin
 
-    # ---- keys
-    def attended_keys(self) -> Tensor:
-        """[C, D] keys as queries meet them: the rows themselves, or what a codec makes of them (see arena_keys)."""
-        if self.codec is None:
-            return self.key_rows
-        return arena_keys(self.codec, self.key_rows, self.slot_position, self._all_slots(), self.offset)
-
-    def met(self, states: Tensor) -> Tensor:
-        """The channels of queries or new keys [..., D] that meet `attended` keys."""
-        return states[..., : self.codec.rank].contiguous() if isinstance(self.codec, PaddedKeys) else states
-
-    def attended(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys [C', D], or [C, rank] (see `met`), values [C', Dv], row_start and row_len of rows as queries meet them.
-
-        Rows that several heads share become one for each: C' counts every slot once a head.
-        """
-        if self.codec is None or self.codec.shared == 1:
-            keys = self.key_rows if isinstance(self.codec, PaddedKeys) else self.attended_keys()
-            return keys, self.value_rows, self.row_start, self.row_len
-        shared, slots = self.codec.shared, self._all_slots()
-        values = arena_values(self.codec, self.value_rows, slots)
-        states = (unfolded(t, slots, shared) for t in (self.attended_keys(), values))
-        return *states, *unfolded_layout(self.row_start, self.row_len, shared)
-
-    @property
-    def road(self) -> str | None:
-        """How steps come to keys: None, they are stored; "kernel"; or "torch: " and why kernels do not make them."""
-        if self.codec is None:
-            return None
-        if self.codec.reason is not None:
-            return f"torch: {self.codec.reason}"
-        if self.free is None and self.rule.kind in ("running", "last") and not isinstance(self.codec, PaddedKeys):
-            return "torch: the policy weighs every stored token at each step"
-        return "kernel"
-
-    def transform(self) -> KeyTransform | None:
-        """How kernels make the keys of this layer; None where keys are stored, or torch makes them."""
-        return self.codec.transform(self.offset) if isinstance(self.codec, RotaryKeys) else None
-
-    def _all_slots(self) -> Slots:
-        self.measure()
-        return Slots(self.row_start, self.widest, self.rows, self.capacity)
-
+    # ---- what codecs need
     def measure(self) -> None:
-        """Reads back the room of the longest row, unless it is known: attended_keys must know it, recorded or not."""
+        """Reads back the room of the longest row, unless it is known: keys.all_keys must know it, recorded or not."""
         if self.widest is None:
             self.widest = int((self.row_start[1:] - self.row_start[:-1]).max()) if self.num_rows else 0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from uncomp import ops
+from uncomp import keys, ops
 from uncomp.cache import RaggedLayer, VoteState
 from uncomp.config import UncompConfig
 from uncomp.deletion import KeptRows, choose
@@ -201,7 +201,7 @@ class Compressor:
             codec=view.coded[0],
             offset=view.coded[1],
         )
-        if layer.road is not None and layer.road.startswith("torch"):
+        if (keys.road(layer) or "").startswith("torch"):
             layer.measure()
         if not config.grows:
             self._seed(layer, measured, index, index_start)

@@ -14,6 +14,7 @@ from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
 from uncomp.deletion import narrow, widen
+from uncomp.keys import all_keys, attended, met, transform
 from uncomp.latent import Latents, RotaryKeys
 from uncomp.scoring import head_scores
 
@@ -48,7 +49,7 @@ def decode_step(
 
 
 def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent=None) -> Tensor:
-    query, key = layer.met(query), layer.met(key)
+    query, key = met(layer, query), met(layer, key)
     stored = (key, value) if latent is None else (latent.rows, latent.values)
     if layer.free is not None:
         return _append(layer, query, *stored, position, scale)
@@ -58,12 +59,12 @@ def _step(layer: RaggedLayer, config: UncompConfig, query, key, value, position,
 
 
 def _vote(layer: RaggedLayer, config: UncompConfig, query, key, value, position, scale, latent) -> Tensor:
-    transform, keys = layer.transform(), layer.key_rows
-    remade = isinstance(layer.codec, RotaryKeys) and transform is None
-    if transform is not None:
+    made, keys = transform(layer), layer.key_rows
+    remade = isinstance(layer.codec, RotaryKeys) and made is None
+    if made is not None:
         key = latent.rows
     elif remade:
-        keys = layer.attended_keys()  # a passing copy: the operator writes the new key into it
+        keys = all_keys(layer)  # a passing copy: the operator writes the new key into it
     out, _ = ops.decode_evict_(
         query,
         key,
@@ -84,7 +85,7 @@ def _vote(layer: RaggedLayer, config: UncompConfig, query, key, value, position,
         pool=config.pool_width,
         pool_mode=config.pool,
         reduce_group=config.reduce_scores,
-        key_transform=transform,
+        key_transform=made,
     )
     if remade:
         layer.put(latent, position)
@@ -107,11 +108,11 @@ def _append(layer: RaggedLayer, query, key, value, position, scale) -> Tensor:
 
 def _over_rows(layer: RaggedLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of one query over what a layer stores: as ops.decode_attention."""
-    transform = layer.transform()
-    if transform is None:
-        return ops.decode_attention(query, *layer.attended(), scale)
+    made = transform(layer)
+    if made is None:
+        return ops.decode_attention(query, *attended(layer), scale)
     rows = (layer.key_rows, layer.value_rows, layer.row_start, layer.row_len)
-    return ops.decode_attention(query, *rows, scale, key_transform=transform, slot_position=layer.slot_position)
+    return ops.decode_attention(query, *rows, scale, key_transform=made, slot_position=layer.slot_position)
 
 
 def _with_new(layer: RaggedLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -138,10 +139,10 @@ def _weakest(layer: RaggedLayer, config, query, key, value, position, scale, *ke
     )
     rule, start, length = layer.rule, layer.row_start[:-1], layer.row_len
     room = layer.row_start[1:] - start
-    if rule.kind == "position" and layer.transform() is not None:
+    if rule.kind == "position" and transform(layer) is not None:
         out = _with_new(layer, query, key, value, scale)
     else:
-        keys, *others = layer.attended()
+        keys, *others = attended(layer)
         out, lse = ops.ragged_attention(query, keys, *others, scale, key=key, value=value)
     columns = layer.mass.shape[1]
     column = torch.arange(columns, dtype=torch.int32, device=query.device)

@@ -17,6 +17,7 @@ from uncomp.attention import dense_attention
 from uncomp.cache import RaggedLayer
 from uncomp.compressor import Compressor, Measured
 from uncomp.deletion import narrow, widen
+from uncomp.keys import attended, met
 from uncomp.latent import Latents
 from uncomp.rows import RowView
 from uncomp.types import Lengths
@@ -113,10 +114,10 @@ def _extend(
     else:
         arena, source = repacked(ragged, prior, lengths)
     out, _ = ops.ragged_attention(
-        arena.met(query),
-        *arena.attended(),
+        met(arena, query),
+        *attended(arena),
         scale,
-        key=arena.met(key),
+        key=met(arena, key),
         value=value,
         first=first if lengths.padded else None,
         length=length if lengths.padded else None,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uncomp.keys import road
+
 
 @dataclass
 class Ledger:
@@ -26,7 +28,7 @@ class Ledger:
     state_bytes: int
     other_bytes: int
     token_bytes: int  # keys and values of one token and KV head
-    road: str | None  # how steps come to keys, see RaggedLayer
+    road: str | None  # how steps come to keys
     reached: list[list[int]] | None  # [L][B] tokens of the prompt that reached each layer, where it was pruned
 
 
@@ -59,7 +61,7 @@ def ledger_of(cache) -> Ledger:
         state_bytes=sum(r.state_bytes for r in ragged),
         other_bytes=sum(t.numel() * t.element_size() for t in states),
         token_bytes=token,
-        road=max((r.road for r in ragged if r.road is not None), default=None),  # "torch: why" before "kernel"
+        road=max(filter(None, map(road, ragged)), default=None),  # "torch: why" before "kernel"
         reached=shared.reached,
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from uncomp import ops
 from uncomp.cache import RaggedLayer
 from uncomp.config import UncompConfig
+from uncomp.keys import all_keys
 from uncomp.scoring import head_scores
 from uncomp.types import CacheShape, Lengths
 from uncomp.view import CHUNK, LayerView, largest_head, padded_window, sums
@@ -68,7 +69,7 @@ class RowView(LayerView):
     @cached_property
     def key_rows(self) -> Tensor:
         """[C, D] keys of the arena; with a codec in memory of their own as long as this view."""
-        return self.arena.attended_keys()
+        return all_keys(self.arena)
 
     @property
     def keys(self) -> Tensor:
@@ -148,7 +149,7 @@ class RowView(LayerView):
 
     def packed_keys(self, layer: RaggedLayer, index: Tensor, index_start: Tensor) -> Tensor:
         """[C, D] keys of the arena that these tokens were packed into; arguments as `compact`."""
-        return layer.attended_keys()
+        return all_keys(layer)
 
     def release(self, window: int) -> None:
         """Drops keys that a codec made; all else that must wait for a plan over the whole model is small already."""

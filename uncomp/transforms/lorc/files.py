@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from uncomp import latent
-from uncomp.transforms.lorc.apply import LorcHandle, check_key_mode, joined, set_codec
+from uncomp.transforms.lorc.apply import check_key_mode, joined, set_codec
 from uncomp.transforms.lorc.config import LorcConfig
+from uncomp.transforms.lorc.handle import LorcHandle
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt
 from uncomp.transforms.lorc.places import FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks
