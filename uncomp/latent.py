@@ -172,7 +172,8 @@ class RotaryKeys:
             return None, found
         if bias is not None:
             bias = bias.detach().float().view(self.heads, -1).contiguous()
-        numbers = (bias, found.norm, found.eps, found.frequency, found.scale)
+        norm = None if found.norm is None else found.norm.to(basis.device)
+        numbers = (bias, norm, found.eps, found.frequency.to(basis.device), found.scale)  # which may lie elsewhere
         return KeyTransform(basis.to(dtype).contiguous(), *numbers), None
 
     def transform(self, offset: Tensor | None) -> KeyTransform | None:

@@ -35,7 +35,7 @@ def key_constants(rotary: Any, layer_type: str | None, norm: Any, head_dim: int)
         return f"{type(rotary).__name__} is no rotation by constant frequencies"
     if norm is None:
         return KeyConstants(frequency, scale, None, 0.0)
-    found = _rms(norm, head_dim, frequency.device)
+    found = _rms(norm, head_dim)
     if found is None:
         return f"{type(norm).__name__} of keys is no RMS norm"
     return KeyConstants(frequency, scale, *found)
@@ -52,12 +52,13 @@ def _turns_so(rotary: Any, layer_type: str | None, frequency: Tensor, scale: flo
     return all(bool(torch.allclose(a[0], torch.cat((b, b), -1) * scale, atol=_CLOSE)) for a, b in pairs)
 
 
-def _rms(norm: Any, head_dim: int, device: torch.device) -> tuple[Tensor, float] | None:
+def _rms(norm: Any, head_dim: int) -> tuple[Tensor, float] | None:
     """Factor of each channel and epsilon, if the module is x / sqrt(mean x² + eps) * weight; Gemma's is 1 + weight."""
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(eps, float):
         return None
-    probe = torch.randn(4, head_dim, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
+    probe = torch.randn(4, head_dim, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    probe = probe.to(next((p.device for p in norm.parameters()), probe.device))
     probe = torch.cat((torch.ones_like(probe[:1]), probe, probe[:1] * 1e-3))  # the last is small, so that eps counts
     with torch.no_grad():
         got = norm(probe).float()
