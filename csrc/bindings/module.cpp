@@ -46,6 +46,7 @@ std::map<std::string, int> limits() {
   return {
       {"max_head_dim", uncomp::kMaxHeadDim},
       {"head_dim_multiple", uncomp::kHeadDimMultiple},
+      {"max_latent_dim", uncomp::kMaxLatentDim},
       {"max_group_size", uncomp::kMaxGroupSize},
       {"max_window", uncomp::kMaxWindow},
       {"max_vote_window", uncomp::kMaxVoteWindow},

@@ -12,6 +12,8 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kHeadDimMultiple = 8;
 /// Head-dim tiles that the kernels are compiled for, ascending.
 inline constexpr int kHeadDimTiles[] = {64, 128, 256};
+/// Most stored numbers of a key that CUDA kernels make again; the CPU body takes kMaxHeadDim.
+inline constexpr int kMaxLatentDim = 128;
 /// Most query heads that share one KV head.
 inline constexpr int kMaxGroupSize = 16;
 /// Most queries of a score window (the last W queries of a prompt).

@@ -6,6 +6,7 @@
 #include "kernels/decode_attention/decode_attention.h"
 #include "ops/arena.h"
 #include "ops/decode_attention.h"
+#include "ops/key_transform_cuda.h"
 #include "ops/stream.h"
 
 namespace uncomp {
@@ -20,7 +21,6 @@ std::tuple<at::Tensor, at::Tensor> decode_attention_cuda(
   const KeyTransform transform{key_basis,        key_bias,     key_norm,      key_norm_eps,
                                rotary_frequency, rotary_scale, slot_position, position_offset};
   check_decode_attention(query, key_rows, value_rows, row_start, row_len, scale, transform);
-  UNCOMP_CHECK_LIMIT("decode_attention", !transform.given(), "key_basis must be None on CUDA");
   const CudaScope scope(query);
   const int64_t batch = query.size(0), heads = query.size(1), num_rows = row_len.size(0);
   const HeadLayout layout = check_head_layout("decode_attention", batch, heads, num_rows);
@@ -32,10 +32,14 @@ std::tuple<at::Tensor, at::Tensor> decode_attention_cuda(
   params.query_batch_stride = query.stride(0);
   params.query_head_stride = query.stride(1);
 
+  kernels::KeyTransformParams keys{};
+  if (transform.given()) keys = key_transform_params("decode_attention", transform, layout.rows_per_sequence);
+  const kernels::KeyTransformParams* const made = transform.given() ? &keys : nullptr;
+
   int64_t bytes = 0;
-  check_launch("decode_attention", kernels::decode_attention_workspace_bytes(params, &bytes));
+  check_launch("decode_attention", kernels::decode_attention_workspace_bytes(params, &bytes, made));
   const at::Tensor work = workspace(query, bytes);
-  check_launch("decode_attention", kernels::decode_attention(params, work.mutable_data_ptr(), scope.stream()));
+  check_launch("decode_attention", kernels::decode_attention(params, work.mutable_data_ptr(), scope.stream(), made));
   return {out, lse};
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/decode_evict/decode_evict.h"
 #include "ops/check.h"
 #include "ops/decode_evict.h"
+#include "ops/key_transform_cuda.h"
 #include "ops/stream.h"
 
 namespace uncomp {
@@ -29,7 +30,6 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cuda(
                              value_rows, slot_position, votes, vote_sum,  vote_step,    order,    window,
                              sink,       pool,          scale, pool_mode, reduce_group, transform};
   const DecodeEvictSizes sizes = check_decode_evict(call);
-  UNCOMP_CHECK_LIMIT(kOp, !transform.given(), "key_basis must be None on CUDA");
   const CudaScope scope(query);
   at::Tensor out = at::empty({query.size(0), query.size(1), 1, value.size(3)}, query.options());
   at::Tensor lse = at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat));
@@ -72,10 +72,14 @@ std::tuple<at::Tensor, at::Tensor> decode_evict_cuda(
   params.reduce_group = sizes.reduce_group;
   params.dtype = kernel_dtype(query);
 
+  kernels::KeyTransformParams keys{};
+  if (transform.given()) keys = key_transform_params(kOp, transform, sizes.rows);
+
   int64_t bytes = 0;
   check_launch(kOp, kernels::decode_evict_workspace_bytes(params, &bytes));
   const at::Tensor work = workspace(query, bytes);
-  check_launch(kOp, kernels::decode_evict(params, work.mutable_data_ptr(), scope.stream()));
+  check_launch(
+      kOp, kernels::decode_evict(params, work.mutable_data_ptr(), scope.stream(), transform.given() ? &keys : nullptr));
   return {out, lse};
 }
 

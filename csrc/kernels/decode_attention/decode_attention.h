@@ -8,6 +8,7 @@
 
 #include "core/dtype.h"
 #include "core/ragged.h"
+#include "kernels/decode_attention/key_transform.h"
 
 namespace uncomp::kernels {
 
@@ -28,8 +29,12 @@ struct DecodeAttentionParams {
 };
 
 /// Bytes of workspace that decode_attention needs on the current device, 16-byte aligned; contents do not matter.
-cudaError_t decode_attention_workspace_bytes(const DecodeAttentionParams& params, int64_t* bytes);
+cudaError_t decode_attention_workspace_bytes(const DecodeAttentionParams& params, int64_t* bytes,
+                                             const KeyTransformParams* transform = nullptr);
 
-cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspace, cudaStream_t stream);
+/// With `transform`, key_rows holds latents [C, key_dim] of at most 128 numbers, and the query has transform->dim
+/// channels; both are multiples of 16.
+cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspace, cudaStream_t stream,
+                             const KeyTransformParams* transform = nullptr);
 
 }  // namespace uncomp::kernels

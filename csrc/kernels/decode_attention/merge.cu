@@ -7,6 +7,7 @@
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/softmax.cuh"
 #include "kernels/common/types.cuh"
+#include "kernels/decode_attention/latent_shapes.h"
 #include "kernels/decode_attention/workspace.h"
 #include "kernels/runtime.h"
 
@@ -172,10 +173,13 @@ cudaError_t launch_merge(const DecodeAttentionParams& params, const DecodeWorksp
   return launch_dependent(kernel, early, grid, 32 * kWarps, 0, stream, params, work);
 }
 
-cudaError_t worker_count(int32_t* workers) {
+cudaError_t worker_count(const DecodeAttentionParams& params, const KeyTransformParams* transform, int32_t* workers) {
   DeviceInfo info;
   if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
-  *workers = info.sm_count * kBlocksPerSm;
+  const int32_t blocks = transform == nullptr
+                             ? kBlocksPerSm
+                             : latent_blocks(latent_tile(params.key_dim, params.value_dim, params.group_size));
+  *workers = info.sm_count * blocks;
   return cudaSuccess;
 }
 
@@ -187,6 +191,19 @@ cudaError_t launch_split(const DecodeAttentionParams& params, const DecodeWorksp
       return launch_split_fp16(params, work, stream);
     case DType::bfloat16:
       return launch_split_bf16(params, work, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t launch_latents(const DecodeAttentionParams& params, const KeyTransformParams& transform,
+                           const DecodeWorkspace& work, cudaStream_t stream) {
+  switch (params.dtype) {
+    case DType::float32:
+      return launch_latents_fp32(params, transform, work, stream);
+    case DType::float16:
+      return launch_latents_fp16(params, transform, work, stream);
+    case DType::bfloat16:
+      return launch_latents_bf16(params, transform, work, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -204,23 +221,29 @@ cudaError_t launch_clusters(const DecodeAttentionParams& params, cudaStream_t st
 
 }  // namespace
 
-cudaError_t decode_attention_workspace_bytes(const DecodeAttentionParams& params, int64_t* bytes) {
+cudaError_t decode_attention_workspace_bytes(const DecodeAttentionParams& params, int64_t* bytes,
+                                             const KeyTransformParams* transform) {
   int32_t workers = 0;
-  if (const cudaError_t err = worker_count(&workers); err != cudaSuccess) return err;
+  if (const cudaError_t err = worker_count(params, transform, &workers); err != cudaSuccess) return err;
   DecodeWorkspace unused;
   *bytes = decode_workspace(params, workers, nullptr, &unused);
   return cudaSuccess;
 }
 
-cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspace, cudaStream_t stream) {
+cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspace, cudaStream_t stream,
+                             const KeyTransformParams* transform) {
   if (params.rows.num_rows == 0) return cudaSuccess;
   bool launched = false;
-  if (const cudaError_t err = launch_clusters(params, stream, &launched); err != cudaSuccess || launched) return err;
+  if (transform == nullptr) {
+    if (const cudaError_t err = launch_clusters(params, stream, &launched); err != cudaSuccess || launched) return err;
+  }
   int32_t workers = 0;
-  if (const cudaError_t err = worker_count(&workers); err != cudaSuccess) return err;
+  if (const cudaError_t err = worker_count(params, transform, &workers); err != cudaSuccess) return err;
   DecodeWorkspace work;
   decode_workspace(params, workers, workspace, &work);
-  if (const cudaError_t err = launch_split(params, work, stream); err != cudaSuccess) return err;
+  const cudaError_t split =
+      transform == nullptr ? launch_split(params, work, stream) : launch_latents(params, *transform, work, stream);
+  if (split != cudaSuccess) return split;
   // Few rows have many parts each, many rows few. The blocks are small enough to be there while the split kernel runs.
   return params.rows.num_rows <= kFewRows ? launch_merge<8, 8, true>(params, work, params.rows.num_rows, stream)
                                           : launch_merge<4, 32, false>(params, work, workers, stream);

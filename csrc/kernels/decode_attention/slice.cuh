@@ -107,6 +107,34 @@ struct RunningSoftmax {
   }
 };
 
+/// A warp's state into shared memory, over the ring: all copies have landed and all warps are done reading. Ends with a
+/// barrier.
+template <class Shared, int kNTiles, int kChannelTiles>
+__device__ __forceinline__ void store_states(Shared& shared, const RunningSoftmax<kNTiles>& softmax,
+                                             const float (&out)[kChannelTiles][kNTiles][4]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < kNTiles; ++n) {
+    const int head = 8 * n + 2 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = softmax.sum[n][i];
+#pragma unroll
+      for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+      if (lane < 4) {
+        shared.top[warp][head + i] = softmax.top[n][i];
+        shared.sum[warp][head + i] = sum;
+      }
+#pragma unroll
+      for (int m = 0; m < kChannelTiles; ++m) {
+        shared.out[warp][head + i][16 * m + lane / 4] = out[m][n][i];
+        shared.out[warp][head + i][16 * m + lane / 4 + 8] = out[m][n][i + 2];
+      }
+    }
+  }
+  __syncthreads();
+}
+
 /// Attends over slots 0 .. count - 1 of key [.., Dk] and value [.., Dv]. Slots beyond are not read. `prepare` runs in
 /// all threads once the first copies are under way; if it loads the query, it ends with __syncthreads.
 template <class T, int kTile, int kHeads, int kRing, class OnScore = NoScores, class Prepare = NoPrepare>
@@ -261,29 +289,9 @@ __device__ __forceinline__ void attend_slice(SliceShared<T, kTile, kHeads, kRing
     }
   }
 
-  // The warp's state into shared memory, over the ring: all copies have landed and all warps are done reading.
   cp_async_wait<0>();
   __syncthreads();
-#pragma unroll
-  for (int n = 0; n < kNTiles; ++n) {
-    const int head = 8 * n + 2 * (lane % 4);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float sum = softmax.sum[n][i];
-#pragma unroll
-      for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-      if (lane < 4) {
-        shared.top[warp][head + i] = softmax.top[n][i];
-        shared.sum[warp][head + i] = sum;
-      }
-#pragma unroll
-      for (int m = 0; m < kTile / 16; ++m) {
-        shared.out[warp][head + i][16 * m + lane / 4] = out[m][n][i];
-        shared.out[warp][head + i][16 * m + lane / 4 + 8] = out[m][n][i + 2];
-      }
-    }
-  }
-  __syncthreads();
+  store_states(shared, softmax, out);
 }
 
 }  // namespace uncomp::kernels

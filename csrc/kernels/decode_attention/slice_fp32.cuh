@@ -10,18 +10,24 @@ namespace uncomp::kernels {
 
 template <int kTile, int kHeads, int kRing>
 struct alignas(16) SliceShared<float, kTile, kHeads, kRing> {
-  static constexpr int kOutStride = kTile + 4, kQueryStride = kTile;
+  static constexpr int kWarps = kSliceWarps, kThreads = kSliceThreads, kOutStride = kTile + 4, kQueryStride = kTile;
   float query[kHeads * kTile];
   float out[kSliceWarps][kHeads][kOutStride];
   float top[kSliceWarps][kHeads];
   float sum[kSliceWarps][kHeads];
 };
 
-/// A warp sees one slot at a time; a lane holds every 32nd channel.
-template <int kTile, int kHeads, int kRing, class OnScore = NoScores, class Prepare = NoPrepare>
+/// Keys are read; a caller that makes them passes its own (slot, key [kTile] in shared memory of the warp).
+struct NoMaker {
+  __device__ __forceinline__ void operator()(int, float*) const {}
+};
+
+/// A warp sees one slot at a time; a lane holds every 32nd channel. With `make` nothing is read through `key`.
+template <int kTile, int kHeads, int kRing, class OnScore = NoScores, class Prepare = NoPrepare, class Make = NoMaker>
 __device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads, kRing>& shared, const float* key,
                                              const float* value, int count, int key_dim, int value_dim,
-                                             float scale_log2, OnScore on_score = {}, Prepare prepare = {}) {
+                                             float scale_log2, OnScore on_score = {}, Prepare prepare = {},
+                                             Make make = {}, float* made = nullptr) {
   prepare();
   constexpr int kLaneChannels = kTile / 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -34,10 +40,15 @@ __device__ __forceinline__ void attend_slice(SliceShared<float, kTile, kHeads, k
   for (int first = warp * kWarpSlots; first < count; first += kSliceSlots) {
     for (int slot = first; slot < min(first + kWarpSlots, count); ++slot) {
       float k[kLaneChannels], v[kLaneChannels];
+      if constexpr (!std::is_same_v<Make, NoMaker>) make(slot, made);
 #pragma unroll
       for (int j = 0; j < kLaneChannels; ++j) {
         const int channel = lane + 32 * j;
-        k[j] = channel < key_dim ? key[static_cast<int64_t>(slot) * key_dim + channel] : 0.0f;
+        if constexpr (std::is_same_v<Make, NoMaker>) {
+          k[j] = channel < key_dim ? key[static_cast<int64_t>(slot) * key_dim + channel] : 0.0f;
+        } else {
+          k[j] = channel < key_dim ? made[channel] : 0.0f;
+        }
         v[j] = channel < value_dim ? value[static_cast<int64_t>(slot) * value_dim + channel] : 0.0f;
       }
 #pragma unroll

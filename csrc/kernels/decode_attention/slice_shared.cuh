@@ -27,7 +27,7 @@ constexpr int many_entries(int tile) { return tile == 64 ? 10 : tile == 128 ? 4 
 /// former for them.
 template <class T, int kTile, int kHeads, int kRing = few_entries(kTile)>
 struct alignas(128) SliceShared {
-  static constexpr int kOutStride = kTile + 4, kQueryStride = kTile + 8;
+  static constexpr int kWarps = kSliceWarps, kThreads = kSliceThreads, kOutStride = kTile + 4, kQueryStride = kTile + 8;
   static constexpr int kEntry = kWarpSlots * kTile;
   union {
     T ring[kSliceWarps][kRing][kEntry];          // 16 slots of keys, 16 of values in turn
@@ -102,15 +102,15 @@ struct HeadState {
   float top, sum, out;
 };
 
-/// The four warps' states as one, in warp order.
+/// The warps' states as one, in warp order.
 template <class Shared>
 __device__ __forceinline__ HeadState merge_warps(const Shared& shared, int head, int channel) {
   HeadState state{-INFINITY, 0.0f, 0.0f};
 #pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
+  for (int w = 0; w < Shared::kWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
   const float base = finite_or_zero(state.top);
 #pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) {
+  for (int w = 0; w < Shared::kWarps; ++w) {
     const float weight = exp2f(shared.top[w][head] - base);
     state.sum += weight * shared.sum[w][head];
     state.out += weight * shared.out[w][head][channel];
@@ -127,10 +127,10 @@ template <class Shared>
 __device__ __forceinline__ HeadStates4 merge_warps4(const Shared& shared, int head, int channel) {
   HeadStates4 state{-INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
 #pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
+  for (int w = 0; w < Shared::kWarps; ++w) state.top = fmaxf(state.top, shared.top[w][head]);
   const float base = finite_or_zero(state.top);
 #pragma unroll
-  for (int w = 0; w < kSliceWarps; ++w) {
+  for (int w = 0; w < Shared::kWarps; ++w) {
     const float weight = exp2f(shared.top[w][head] - base);
     const float4 out = *reinterpret_cast<const float4*>(&shared.out[w][head][channel]);
     state.sum += weight * shared.sum[w][head];

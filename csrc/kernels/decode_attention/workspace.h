@@ -47,6 +47,13 @@ cudaError_t launch_split_fp32(const DecodeAttentionParams&, const DecodeWorkspac
 cudaError_t launch_split_fp16(const DecodeAttentionParams&, const DecodeWorkspace&, cudaStream_t);
 cudaError_t launch_split_bf16(const DecodeAttentionParams&, const DecodeWorkspace&, cudaStream_t);
 
+cudaError_t launch_latents_fp32(const DecodeAttentionParams&, const KeyTransformParams&, const DecodeWorkspace&,
+                                cudaStream_t);
+cudaError_t launch_latents_fp16(const DecodeAttentionParams&, const KeyTransformParams&, const DecodeWorkspace&,
+                                cudaStream_t);
+cudaError_t launch_latents_bf16(const DecodeAttentionParams&, const KeyTransformParams&, const DecodeWorkspace&,
+                                cudaStream_t);
+
 /// One cluster of `ranks` blocks a row, the whole operation; `launched` is false where that cannot be.
 cudaError_t launch_clusters_fp16(const DecodeAttentionParams&, int32_t ranks, cudaStream_t, bool* launched);
 cudaError_t launch_clusters_bf16(const DecodeAttentionParams&, int32_t ranks, cudaStream_t, bool* launched);

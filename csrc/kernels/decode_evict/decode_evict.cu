@@ -99,6 +99,21 @@ cudaError_t launch_attend(const DecodeEvictParams& params, const EvictPlan& plan
   return cudaErrorInvalidValue;
 }
 
+cudaError_t launch_latents(const DecodeEvictParams& params, KeyTransformParams transform, const EvictPlan& plan,
+                           const DecodeEvictWorkspace& work, cudaStream_t stream) {
+  transform.slot_position = params.slot_position;
+  transform.rows_per_kv = params.rows_per_kv;
+  switch (params.dtype) {
+    case DType::float32:
+      return evict_latents_fp32(params, transform, plan, work, stream);
+    case DType::float16:
+      return evict_latents_fp16(params, transform, plan, work, stream);
+    case DType::bfloat16:
+      return evict_latents_bf16(params, transform, plan, work, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 /// The last of three launches: a cluster of blocks a row, if the device can.
 cudaError_t launch_evict(const DecodeEvictParams& params, const DecodeEvictWorkspace& work, cudaStream_t stream) {
   const void* address = reinterpret_cast<const void*>(evict_cluster_kernel);
@@ -137,15 +152,20 @@ cudaError_t decode_evict_workspace_bytes(const DecodeEvictParams& params, int64_
   return cudaSuccess;
 }
 
-cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream) {
+cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream,
+                         const KeyTransformParams* transform) {
   if (params.num_rows == 0) return cudaSuccess;
   EvictPlan plan;
   if (const cudaError_t err = plan_of(params, &plan); err != cudaSuccess) return err;
   DecodeEvictWorkspace work;
   cut_workspace(params, plan, workspace, &work);
-  bool done = false;
-  if (const cudaError_t err = launch_rows(params, work.logits, stream, &done); err != cudaSuccess || done) return err;
-  if (const cudaError_t err = launch_attend(params, plan, work, stream); err != cudaSuccess) return err;
+  if (transform == nullptr) {
+    bool done = false;
+    if (const cudaError_t err = launch_rows(params, work.logits, stream, &done); err != cudaSuccess || done) return err;
+    if (const cudaError_t err = launch_attend(params, plan, work, stream); err != cudaSuccess) return err;
+  } else if (const cudaError_t err = launch_latents(params, *transform, plan, work, stream); err != cudaSuccess) {
+    return err;
+  }
   const unsigned rows = static_cast<unsigned>(params.num_rows);
   if (plan.vote_slices > 1) {
     vote_kernel<<<rows* static_cast<unsigned>(plan.vote_slices), kVoteThreads, 0, stream>>>(params, plan, work);

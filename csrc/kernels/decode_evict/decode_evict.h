@@ -8,6 +8,7 @@
 
 #include "core/dtype.h"
 #include "core/ragged.h"
+#include "kernels/decode_attention/key_transform.h"
 
 namespace uncomp::kernels {
 
@@ -48,7 +49,9 @@ struct DecodeEvictParams {
 cudaError_t decode_evict_workspace_bytes(const DecodeEvictParams& params, int64_t* bytes);
 
 /// One launch where the device has clusters and rows fit on chip; else two, three where rows are few and long. Every
-/// value is written before it is read: the workspace may hold anything.
-cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream);
+/// value is written before it is read: the workspace may hold anything. With `transform`, `key` and `key_rows` are
+/// latents of key_dim numbers, see decode_attention; it says nothing of slot_position and rows_per_kv, which are above.
+cudaError_t decode_evict(const DecodeEvictParams& params, void* workspace, cudaStream_t stream,
+                         const KeyTransformParams* transform = nullptr);
 
 }  // namespace uncomp::kernels

@@ -33,6 +33,14 @@ cudaError_t evict_attend_fp32(const DecodeEvictParams&, const EvictPlan&, const 
 cudaError_t evict_attend_fp16(const DecodeEvictParams&, const EvictPlan&, const DecodeEvictWorkspace&, cudaStream_t);
 cudaError_t evict_attend_bf16(const DecodeEvictParams&, const EvictPlan&, const DecodeEvictWorkspace&, cudaStream_t);
 
+/// latents: the same over latents.
+cudaError_t evict_latents_fp32(const DecodeEvictParams&, const KeyTransformParams&, const EvictPlan&,
+                               const DecodeEvictWorkspace&, cudaStream_t);
+cudaError_t evict_latents_fp16(const DecodeEvictParams&, const KeyTransformParams&, const EvictPlan&,
+                               const DecodeEvictWorkspace&, cudaStream_t);
+cudaError_t evict_latents_bf16(const DecodeEvictParams&, const KeyTransformParams&, const EvictPlan&,
+                               const DecodeEvictWorkspace&, cudaStream_t);
+
 /// rows: the whole step in one launch, if the device can and it pays; `launched` tells. `logits` is the workspace's.
 cudaError_t evict_rows_fp16(const DecodeEvictParams&, float* logits, cudaStream_t, bool* launched);
 cudaError_t evict_rows_bf16(const DecodeEvictParams&, float* logits, cudaStream_t, bool* launched);

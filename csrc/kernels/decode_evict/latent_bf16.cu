@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launch 1 of a step for bf16 latents.
+#include "kernels/decode_attention/latent_launch.cuh"
+#include "kernels/decode_evict/attend_latents.cuh"
+
+namespace uncomp::kernels {
+
+cudaError_t evict_latents_bf16(const DecodeEvictParams& params, const KeyTransformParams& transform,
+                               const EvictPlan& plan, const DecodeEvictWorkspace& work, cudaStream_t stream) {
+  return with_latent_shape(params.key_dim, params.value_dim, params.group_size, [&]<class Shape>(Shape) {
+    return launch_evict_latents<__nv_bfloat16, Shape>(params, transform, plan, work, stream);
+  });
+}
+
+}  // namespace uncomp::kernels
