@@ -144,10 +144,10 @@ class PatchHandle(NotCopied):
         self._forwards.remove()
         self._step.remove()
         self._mlps.remove()
-        self._joined.remove()
         if self._hidden is not None:
             self._hidden.remove()
         self._recordings.clear()
+        self._joined.remove()  # behind the recordings, which keep weights: nothing is to be there twice
         self._model.set_attn_implementation(self._before)
         delattr(self._stack, _MARK)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joined projections: the same numbers, weights in one place only, and nothing left behind."""
 
+import weakref
+
 import pytest
 import torch
 from graph_support import ReplayMachine
@@ -139,6 +141,16 @@ def test_a_patched_model_gives_the_same_tokens_and_can_be_saved(kind, device, tm
         assert torch.equal(tokens(), want)
         assert bool(calls) == (kind != "phi3")
         model.save_pretrained(tmp_path)
+        joined = [weakref.ref(each.weight) for each in handle._joined._joined]
+        assert handle._recordings.graphs
+        separate = handle._joined.remove
+
+        def remove():
+            assert not handle._recordings.graphs  # they keep the joined weights
+            separate()
+
+        monkeypatch.setattr(handle._joined, "remove", remove)
+    assert not any(weight() is not None for weight in joined)
     again = type(model).from_pretrained(tmp_path)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor.to(device), weights[name])
