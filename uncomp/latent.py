@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from uncomp._extension import limits
 from uncomp.ops import KeyTransform
 
-MOST_RANK = 128  # of keys that a kernel on a GPU makes again
 MARK = "_uncomp_lorc"  # attribute of a text stack whose projections are of low rank
 _slot = threading.local()
 
@@ -163,10 +163,8 @@ class RotaryKeys:
         basis, bias = self.projection.basis.detach(), self.projection.bias
         if self.shared > 1:
             return None, f"{self.shared} heads share what is stored"
-        if basis.is_cuda:
-            return None, "kernels for CUDA do not make keys"
-        if basis.is_cuda and self.rank > MOST_RANK:
-            return None, f"a rank of {self.rank} is above {MOST_RANK}"
+        if basis.is_cuda and self.rank > limits()["max_latent_dim"]:
+            return None, f"ranks above {limits()['max_latent_dim']} are not made again on a GPU; this is {self.rank}"
         found = self.constants()
         if isinstance(found, str):
             return None, found

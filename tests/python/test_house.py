@@ -98,7 +98,7 @@ MAY_IMPORT = {
     },
     "types": set(),
     "deletion": set(),
-    "latent": {"ops"},
+    "latent": {"_extension", "ops"},
     "remade": {"latent"},
     "cache": {"deletion", "latent", "types"},
     "keys": {"cache", "latent", "ops", "remade"},
