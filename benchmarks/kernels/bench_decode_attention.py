@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from latents import RANK, eager_keys, key_transform
 from rivals import compiled, varlen_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -68,6 +69,39 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
     return Case("decode_attention", name, str(dtype)[6:], moved, ours, rivals)
 
 
+def latent_case(length, dtype=torch.bfloat16):
+    """Keys and values of RANK numbers; the rivals are full width on as many tokens, and plain torch on the latents."""
+
+    def latents(i):
+        query, *_, starts, lens = inputs(i, [length] * ROWS, 1, dtype)
+        generator = torch.Generator("cuda").manual_seed(i)
+        rows = (torch.randn(ROWS * length, RANK, device="cuda", dtype=dtype, generator=generator) for _ in range(2))
+        position = torch.arange(length, device="cuda", dtype=torch.int32).repeat(ROWS)
+        return query, *rows, starts, lens, position, key_transform(ROWS, DIM, dtype)
+
+    def ours(i):
+        *args, position, transform = latents(i)
+        return lambda: ops.decode_attention(*args, SCALE, key_transform=transform, slot_position=position)
+
+    def full_width(i):
+        args = inputs(i, [length] * ROWS, 1, dtype)
+        return lambda: ops.decode_attention(*args, SCALE)
+
+    def eager(i):
+        query, keys, values, _, _, position, transform = latents(i)
+        keys, values = (x.view(ROWS, length, RANK) for x in (keys, values))
+
+        def call():
+            made = eager_keys(keys, position.view(ROWS, length), transform)
+            return torch.nn.functional.scaled_dot_product_attention(query.view(ROWS, GROUP, DIM), made, values)
+
+        return call
+
+    moved = ROWS * length * (2 * RANK * dtype.itemsize + 4) + 2 * HEADS * DIM * dtype.itemsize
+    rivals = {"full width": full_width, "torch eager": eager, "torch.compile": compiled(eager)}
+    return Case("decode_attention", f"8x{length}, latents of {RANK}", str(dtype)[6:], moved, ours, rivals)
+
+
 def cases() -> list[Case]:
     budgets = [2070, 1034] * 4  # two to one, mean 1552
     skewed = [32768 * 8 * 8 // 15] + [32768 * 8 // 15] * 7
@@ -79,4 +113,5 @@ def cases() -> list[Case]:
         case("B 256, 8x1552 mean", budgets * 256, 256),
         case("one row 8x the others, 8x32768 mean", skewed),
         case("8x32768 fp16", [32768] * 8, dtype=torch.float16),
+        *(latent_case(length) for length in (16384, 32768, 131072)),
     ]

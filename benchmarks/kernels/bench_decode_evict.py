@@ -3,6 +3,7 @@
 
 import torch
 from harness import Case
+from latents import RANK, key_transform
 from rivals import compiled
 
 from uncomp import ops
@@ -103,6 +104,25 @@ def case(name, lengths, batch=1, dtype=torch.bfloat16):
     return Case("decode_evict_", name, str(dtype)[6:], moved, ours, rivals)
 
 
+def latent_case(length, dtype=torch.bfloat16):
+    """Keys and values of RANK numbers; the rival is full width on as many tokens."""
+
+    def ours(i):
+        args = inputs(i, [length] * ROWS, 1, dtype)
+        for at in (1, 2, 6, 7):  # key, value, key_rows, value_rows
+            args[at] = args[at][..., :RANK].contiguous()
+        transform = key_transform(ROWS, DIM, dtype)
+        return lambda: ops.decode_evict_(*args, window=WINDOW, sink=0, pool=POOL, scale=SCALE, key_transform=transform)
+
+    def full_width(i):
+        args = inputs(i, [length] * ROWS, 1, dtype)
+        return lambda: ops.decode_evict_(*args, window=WINDOW, sink=0, pool=POOL, scale=SCALE)
+
+    moved = ROWS * length * (2 * RANK * dtype.itemsize + 4 + 16 + 4 + 4)
+    shape = f"8x{length}, latents of {RANK}"
+    return Case("decode_evict_", shape, str(dtype)[6:], moved, ours, {"full width": full_width})
+
+
 def cases() -> list[Case]:
     budgets = [2070, 1034] * 4  # two to one, mean 1552
     linear = [518 + i * 2068 // 7 for i in range(8)]  # linear over eight groups, as the default is
@@ -117,4 +137,5 @@ def cases() -> list[Case]:
         case("B 256, 8x1552 mean, linear budgets", linear * 256, 256),
         case("8x32768", [32768] * 8),
         case("8x131072", [131072] * 8),
+        latent_case(1552),
     ]

@@ -83,4 +83,27 @@ __device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&c)[4], const 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/// d[16 x 8] = c + a[16 x 16] * b[16 x 8]: mma_16x8x16 with other sums to start from.
+template <class T>
+__device__ __forceinline__ void mma_16x8x16_onto(float (&d)[4], const float4& c, const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]);
+
+template <>
+__device__ __forceinline__ void mma_16x8x16_onto<__half>(float (&d)[4], const float4& c, const uint32_t (&a)[4],
+                                                         const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
+}
+
+template <>
+__device__ __forceinline__ void mma_16x8x16_onto<__nv_bfloat16>(float (&d)[4], const float4& c, const uint32_t (&a)[4],
+                                                                const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
+}
+
 }  // namespace uncomp::kernels

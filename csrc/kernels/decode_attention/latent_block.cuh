@@ -66,7 +66,7 @@ struct LatentBlock {
     __syncthreads();
     float squares = 0.0f;
     for (int place = threadIdx.x; place < dim; place += kThreads) {
-      float key = tables.bias[place];
+      float key = tables.bias[place / 2 * 4 + place % 2];
 #pragma unroll 16
       for (int k = 0; k < rank; ++k) key += to_float(latent[k]) * to_float(tables.basis[k * tables.stride + place]);
       squares += key * key;

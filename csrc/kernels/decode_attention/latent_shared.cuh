@@ -37,7 +37,7 @@ template <class T>
 struct LatentTables {
   T* basis;        // [kRank, stride]
   T* query;        // [kHeads, stride]
-  float* bias;     // [D]
+  float* bias;     // [2 D]: places 2 i and 2 i + 1 twice, as the sums of a lane want them
   float* weight;   // [D] where weighs_channels
   float* key;      // [D] of a new token
   uint32_t* turn;  // [D / 2]: parts of 2^32 of a full turn a token; 0 where nothing turns
@@ -50,7 +50,7 @@ struct LatentTables {
     t.basis = reinterpret_cast<T*>(shared + 1);
     t.query = t.basis + Shape::kRank * t.stride;
     t.bias = reinterpret_cast<float*>(t.query + Shape::kHeads * t.stride);
-    t.weight = t.bias + dim;
+    t.weight = t.bias + 2 * dim;
     t.key = t.weight + dim;
     t.turn = reinterpret_cast<uint32_t*>(t.key + dim);
     return t;
@@ -60,7 +60,7 @@ struct LatentTables {
 template <class T, class Shape>
 size_t latent_shared_bytes(int dim) {
   return sizeof(LatentShared<T, Shape>) + (Shape::kRank + Shape::kHeads) * (dim + 8) * sizeof(T) +
-         dim * (3 * sizeof(float) + sizeof(uint32_t) / 2);
+         dim * (4 * sizeof(float) + sizeof(uint32_t) / 2);
 }
 
 /// Channel at a place.
@@ -159,7 +159,7 @@ struct LatentInFlight {
     for (int i = 0; i < kMine; ++i) {
       const int place = threadIdx.x + i * Shape::kThreads;
       if (place >= dim) break;
-      tables.bias[place] = bias[i];
+      tables.bias[place / 2 * 4 + place % 2] = tables.bias[place / 2 * 4 + 2 + place % 2] = bias[i];
       tables.weight[place] = weight[i];
       if (place < dim / 2) tables.turn[place] = turn32(frequency[i]);
     }

@@ -18,7 +18,7 @@ __device__ __forceinline__ float2 cos_sin(uint32_t position, uint32_t turn) {
 /// What attend_latents needs of the row beside the arena.
 struct LatentRow {
   const int32_t* position;  // of its first slot; null where nothing turns
-  int32_t offset;
+  uint32_t offset;
   float norm_eps;
   bool norm, weighted;
 };
@@ -28,8 +28,9 @@ __device__ __forceinline__ int32_t position_offset(const KeyTransformParams& tra
 }
 
 __device__ __forceinline__ LatentRow latent_row(const KeyTransformParams& transform, int64_t slot, int64_t sequence) {
-  return {transform.pairs == 0 ? nullptr : transform.slot_position + slot, position_offset(transform, sequence),
-          transform.norm_eps, transform.norm != nullptr, weighs_channels(transform)};
+  return {transform.pairs == 0 ? nullptr : transform.slot_position + slot,
+          static_cast<uint32_t>(position_offset(transform, sequence)), transform.norm_eps, transform.norm != nullptr,
+          weighs_channels(transform)};
 }
 
 /// A tile of 16 slots from `first` on joins the running softmax and the sums: its scores [slots, heads], its values at
@@ -130,8 +131,7 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       const int slot = group * kPass + offset + lane / 4 + 8 * i;
-      next_position[i] =
-          row.position != nullptr && slot < count ? static_cast<uint32_t>(row.position[slot] + row.offset) : 0;
+      next_position[i] = row.position != nullptr && slot < count ? static_cast<uint32_t>(row.position[slot]) : 0;
     }
   };
   for (int stage = 0; stage < kStages; ++stage) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
   const int value_at = ring_offset<kValue>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const T* const basis_at = tables.basis + lane % 16 * tables.stride + lane / 16 * 8;
   const T* const query_at = tables.query + lane / 4 * tables.stride + lane % 4 * 2;
-  const float* const bias_at = tables.bias + lane % 4 * 2;
+  const float* const bias_at = tables.bias + lane % 4 * 4;
   const float* const weight_at = tables.weight + lane % 4 * 2;
   const uint32_t* const turn_at = tables.turn + lane % 4 * 2;
 
@@ -168,74 +168,80 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
     }
     uint32_t position[2 * kTiles];
 #pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) position[i] = next_position[i];
+    for (int i = 0; i < 2 * kTiles; ++i) position[i] = next_position[i] + row.offset;
     load_positions(group + 1);
 
     // Scores [slots, heads]: 16 channels of the keys at a time.
     float score[kTiles][kNTiles][4] = {}, squares[kTiles][2] = {};
+    const auto make_and_meet = [&]<bool kWeighted>(std::bool_constant<kWeighted>) {
 #pragma unroll 1
-    for (int place = 0; place < dim; place += 16) {
-      float key[kTiles][2][4];  // one of each pair, the other
+      for (int place = 0; place < dim; place += 16) {
+        float key[kTiles][2][4];  // one of each pair, the other
+        const float4 bias[2] = {*reinterpret_cast<const float4*>(bias_at + 2 * place),
+                                *reinterpret_cast<const float4*>(bias_at + 2 * place + 16)};
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float2 bias = *reinterpret_cast<const float2*>(bias_at + place + 8 * h);
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          key[m][h][0] = key[m][h][2] = bias.x;
-          key[m][h][1] = key[m][h][3] = bias.y;
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        uint32_t b[4];
-        ldmatrix_x4_trans(b, basis_at + 16 * k * tables.stride + place);
-        const uint32_t one[2] = {b[0], b[1]}, other[2] = {b[2], b[3]};
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          if constexpr (!kKeepLatents) ldmatrix_x4(a[m][0], latents + m * 16 * kRank + chunks_on(latent_at, 2 * k));
-          mma_16x8x16<T>(key[m][0], a[m][kKeepLatents ? k : 0], one);
-          mma_16x8x16<T>(key[m][1], a[m][kKeepLatents ? k : 0], other);
-        }
-      }
-      if (row.weighted) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float2 weight = *reinterpret_cast<const float2*>(weight_at + place + 8 * h);
+        for (int k = 0; k < kSteps; ++k) {
+          uint32_t b[4];
+          ldmatrix_x4_trans(b, basis_at + 16 * k * tables.stride + place);
+          const uint32_t one[2] = {b[0], b[1]}, other[2] = {b[2], b[3]};
 #pragma unroll
           for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              squares[m][i / 2] += key[m][h][i] * key[m][h][i];
-              key[m][h][i] *= i % 2 == 0 ? weight.x : weight.y;
+            if constexpr (!kKeepLatents) ldmatrix_x4(a[m][0], latents + m * 16 * kRank + chunks_on(latent_at, 2 * k));
+            const auto& latent = a[m][kKeepLatents ? k : 0];
+            if (k == 0) {
+              mma_16x8x16_onto<T>(key[m][0], bias[0], latent, one);
+              mma_16x8x16_onto<T>(key[m][1], bias[1], latent, other);
+            } else {
+              mma_16x8x16<T>(key[m][0], latent, one);
+              mma_16x8x16<T>(key[m][1], latent, other);
             }
           }
         }
-      }
-      const uint2 turn = *reinterpret_cast<const uint2*>(turn_at + place / 2);
-      uint32_t operand[kTiles][4];
+        if constexpr (kWeighted) {
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
+          for (int h = 0; h < 2; ++h) {
+            const float2 weight = *reinterpret_cast<const float2*>(weight_at + place + 8 * h);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 by = cos_sin(position[2 * m + i / 2], i % 2 == 0 ? turn.x : turn.y);
-          const float x = key[m][0][i], y = key[m][1][i];
-          key[m][0][i] = x * by.x - y * by.y;
-          key[m][1][i] = y * by.x + x * by.y;
+            for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                squares[m][i / 2] += key[m][h][i] * key[m][h][i];
+                key[m][h][i] *= i % 2 == 0 ? weight.x : weight.y;
+              }
+            }
+          }
+        }
+        const uint2 turn = *reinterpret_cast<const uint2*>(turn_at + place / 2);
+        uint32_t operand[kTiles][4];
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 by = cos_sin(position[2 * m + i / 2], i % 2 == 0 ? turn.x : turn.y);
+            const float x = key[m][0][i], y = key[m][1][i];
+            key[m][0][i] = x * by.x - y * by.y;
+            key[m][1][i] = y * by.x + x * by.y;
+          }
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            operand[m][2 * h] = pack2<T>(key[m][h][0], key[m][h][1]);
+            operand[m][2 * h + 1] = pack2<T>(key[m][h][2], key[m][h][3]);
+          }
         }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          operand[m][2 * h] = pack2<T>(key[m][h][0], key[m][h][1]);
-          operand[m][2 * h + 1] = pack2<T>(key[m][h][2], key[m][h][3]);
+        for (int n = 0; n < kNTiles; ++n) {
+          const T* const query = query_at + 8 * n * tables.stride + place;
+          const uint32_t b[2] = {*reinterpret_cast<const uint32_t*>(query),
+                                 *reinterpret_cast<const uint32_t*>(query + 8)};
+#pragma unroll
+          for (int m = 0; m < kTiles; ++m) mma_16x8x16<T>(score[m][n], operand[m], b);
         }
       }
-#pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
-        const T* const query = query_at + 8 * n * tables.stride + place;
-        const uint32_t b[2] = {*reinterpret_cast<const uint32_t*>(query),
-                               *reinterpret_cast<const uint32_t*>(query + 8)};
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) mma_16x8x16<T>(score[m][n], operand[m], b);
-      }
+    };
+    if (row.weighted) {
+      make_and_meet(std::true_type{});
+    } else {
+      make_and_meet(std::false_type{});
     }
     if constexpr (!kKeepLatents) {
       __syncwarp();
