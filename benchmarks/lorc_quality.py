@@ -131,10 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=32, help="pieces of the calibration text")
     parser.add_argument("--seqlen", type=int, default=1024, help="tokens of such a piece")
     parser.add_argument("--device")
+    parser.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     device = best_device(options.device)
-    model, tokenizer = load_model(options.model, dtype=best_dtype("auto", device), device=device)
+    model, tokenizer = load_model(options.model, dtype=best_dtype(options.dtype, device), device=device)
 
     def tokens(path: Path) -> Tensor:
         text = path.read_text(encoding="utf-8")
