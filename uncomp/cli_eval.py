@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uncomp
-from uncomp.cli_eval_options import add_common, add_prompts, count, numbers
+from uncomp.cli_eval_options import add_common, add_prompts, count, none_or_more, numbers
 
 DATA = {
     "longbench": "TASK.jsonl or base/TASK.jsonl, e/TASK_e.jsonl, and config/dataset2prompt.json, dataset2maxlen.json",
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
             parser.add_argument("--e", action="store_true", help="LongBench-E")
             parser.add_argument("--hub", metavar="REPO", help="records through the datasets package")
         if name == "gsm8k":
-            parser.add_argument("--shots", type=int, default=0, metavar="K", help="worked examples; default 0")
+            parser.add_argument("--shots", type=none_or_more, default=0, metavar="K", help="worked examples; default 0")
         if name in ("needle", "ruler"):
             parser.add_argument("--length", type=count, action="append", metavar="N", help="prompt tokens; repeatable")
         if name == "needle":

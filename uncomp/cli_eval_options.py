@@ -59,21 +59,31 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 # ---- values
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def none_or_more(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0; got {text!r}")
     return int(text)
 
 
 def numbers(text: str) -> list[int]:
     """Whole numbers between commas."""
-    if not all(part.isdigit() for part in text.split(",")):
+    if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"must be whole numbers like 0,50,100; got {text!r}")
     return [int(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
     """Names between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be names like a,b; got {text!r}")
+    return found
 
 
 def budget(text: str) -> int | float:

@@ -28,6 +28,8 @@ def test_reads_and_hashes(tmp_path):
 
 BAD = [
     (b'{"context": ', "no JSON"),
+    (b'{"length": ' + b"9" * 5000 + b"}", "no JSON \\(Exceeds the limit"),
+    (b'{"context": "a \\ud800"}', "no JSON \\(half a surrogate pair"),
     (b"[1]", "must be a JSON object; got list"),
     (b'{"context": "\xff"}', "not UTF-8"),
     ({**GOOD, "answers": None}, "field 'answers' must be a non-empty list of strings; got null"),

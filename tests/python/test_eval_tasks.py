@@ -116,6 +116,13 @@ def test_needle_files_are_checked(tokenizer, essays, tmp_path):
     (tmp_path / "needles.json").write_text('[{"needle": "a b", "question": "?", "answer": "c"}]')
     with pytest.raises(ValueError, match="the answer must be a part of the needle"):
         make("needle", tokenizer, tmp_path)
+    needle = {"needle": "a long needle. " * 20, "question": "?", "answer": "needle"}
+    (tmp_path / "needles.json").write_text(json.dumps([needle]))
+    with pytest.raises(ValueError, match=r"^uncomp eval: --length must be at least 5\d\d for a needle of 3\d\d tokens"):
+        make("needle", tokenizer, tmp_path, lengths=[400])
+    (tmp_path / "needles.json").write_text(json.dumps([{**needle, "needle": "a needle.", "question": "what? " * 50}]))
+    with pytest.raises(ValueError, match=r"^uncomp eval: a needle's question must have at most 100 tokens; got 3\d\d"):
+        make("needle", tokenizer, tmp_path, lengths=[400])
 
 
 # ---- ruler
@@ -191,6 +198,8 @@ def test_ruler_refuses(tokenizer, essays):
         make("ruler", tokenizer, essays, subsets=["niah_single_1"], lengths=[POSITIONS])
     with pytest.raises(ValueError, match=r"^uncomp eval: --length must be longer for niah_multikey_1; 200 tokens"):
         make("ruler", tokenizer, essays, subsets=["niah_multikey_1"], lengths=[200])
+    with pytest.raises(ValueError, match=r"^uncomp eval: --length must be more than \d+ for niah_single_1; got 10"):
+        make("ruler", tokenizer, essays, subsets=["niah_single_1"], lengths=[10])
 
 
 def test_ruler_counts_are_the_published_ones():

@@ -80,10 +80,13 @@ class Reader:
 
     def json(self, path: Path, kind: type) -> Any:
         """A file that is one JSON value of a kind: dict or list."""
+        text = self.text(path)
         try:
-            value = json.loads(self.text(path))
+            value = _parsed(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"uncomp eval: {path}:{error.lineno}: no JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"uncomp eval: {path}: no JSON ({error})") from error
         if not isinstance(value, kind):
             raise ValueError(f"uncomp eval: {path} must hold a JSON {kind.__name__}; got {type(value).__name__}")
         return value
@@ -117,11 +120,11 @@ class Reader:
                 continue
             found += 1
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = _parsed(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 self.refuse(path, number, f"not UTF-8 (byte {error.start} of the line)")
                 continue
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 self.refuse(path, number, f"no JSON ({getattr(error, 'msg', error)})")
                 continue
             if not isinstance(record, dict):
@@ -141,6 +144,17 @@ class Reader:
             yield number, record
         if not found:
             raise ValueError(f"uncomp eval: {path} holds no record")
+
+
+def _parsed(text: str) -> Any:
+    """One JSON value; half a surrogate pair, which no tokenizer reads, is refused as if it were none."""
+    value = json.loads(text)
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair in a string") from None
+    return value
 
 
 def _short(value: Any) -> str:

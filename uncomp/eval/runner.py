@@ -15,8 +15,9 @@ import torch
 from uncomp.eval import batch as batches
 from uncomp.eval import summary
 from uncomp.eval.agreement import teacher_forced
+from uncomp.eval.compared import Compared
 from uncomp.eval.effort import Effort, total
-from uncomp.eval.folder import SUMMARY, RunFolder, read_records, write_json
+from uncomp.eval.folder import SUMMARY, RunFolder, write_json
 from uncomp.eval.processes import Processes
 from uncomp.eval.prompts import Example, Prompt, adds_bos, build
 from uncomp.eval.records import make_record
@@ -66,6 +67,9 @@ class Task:
     def __init__(self, tokenizer: Any, examples: Sequence[Example], settings: Settings, positions: int) -> None:
         self.tokenizer, self.examples, self.settings, self.positions = tokenizer, examples, settings, positions
         self.keys = [f"{example.subset}/{example.id}" for example in examples]
+        if len(set(self.keys)) < len(self.keys):  # a folder with one record twice could not be read again
+            twice = next(key for i, key in enumerate(self.keys) if key in self.keys[:i])
+            raise ValueError(f"uncomp eval: ids, lengths and depths must differ; {twice} is there twice")
         self._bos = adds_bos(tokenizer)
         self._prompts: dict[int, Prompt] = {}
 
@@ -127,14 +131,18 @@ def run_all(
     """
     for run in runs:
         check(model, run.config)  # before anything is written
+    skipped = _leave_out(task, runs, processes, say)
+    wanted = [i for i in range(len(task.examples)) if i not in skipped]
+    if not wanted:
+        raise ValueError(f"uncomp eval: no record is left to run: {len(skipped)} make no prompt")
     folders = [run.folder(task.settings.out, task.settings.common) for run in runs]
+    settings = task.settings
+    compared = Compared(settings.out, settings.compare, runs, folders, processes, say, needed=settings.teacher_forced)
     done = [
         processes.from_first(lambda f=f, r=r: f.open(_about(task, r, processes), resume=task.settings.resume))
         for f, r in zip(folders, runs, strict=True)
     ]
-    skipped = _leave_out(task, runs, processes, say)
-    wanted = [i for i in range(len(task.examples)) if i not in skipped]
-    rounds, made = task.settings.rounds, []
+    rounds, made = settings.rounds, []
     for part in range(rounds):
         full: dict[str, Any] = {}  # records to compare with, by question mode
         share = wanted[part::rounds]
@@ -143,7 +151,7 @@ def run_all(
             mine = [i for i in share if task.keys[i] not in finished][processes.rank :: processes.count]
             began, failure = time.perf_counter(), None
             if run.config.policy != "full" and run.mode not in full:
-                full[run.mode] = processes.from_first(lambda run=run: _full(task, run, runs, folders))
+                full[run.mode] = compared.records(run.mode)
             try:
                 _run(model, task, run, folder, mine, full.get(run.mode), processes.rank, progress, effort)
             except Exception as error:
@@ -200,21 +208,6 @@ def _leave_out(task: Task, runs: Sequence[Run], processes: Processes, say: Calla
     for index in sorted(found) if processes.first else ():
         say(found[index])
     return set(found)
-
-
-def _full(task: Task, run: Run, runs: Sequence[Run], folders: Sequence[RunFolder]) -> dict[str, dict[str, Any]] | None:
-    """Records of the full cache to compare with, by key: new ids and text; of a run of this call those so far."""
-    folder = task.settings.compare or task.settings.out / f"full-full-{run.mode}"
-    mine = [f for r, f in zip(runs, folders, strict=True) if r.config.policy == "full" and r.mode == run.mode]
-    if task.settings.compare is None and mine:
-        found = mine[0].records().values()
-    elif task.settings.compare is None and not (folder / SUMMARY).is_file():
-        if task.settings.teacher_forced:
-            raise ValueError(f"uncomp eval: --teacher-forced needs a finished run of full ({folder}, or --compare DIR)")
-        return None
-    else:
-        found = read_records(folder)
-    return {f"{r['subset']}/{r['id']}": {"tokens": r["tokens"], "prediction": r["prediction"]} for r in found}
 
 
 def in_batches(task: Task, indices: Collection[int], size: int) -> Iterator[list[int]]:

@@ -213,14 +213,19 @@ BAD = [
     (["--chat", "on"], "--chat on needs a tokenizer with a chat template"),
     (["--e"], "e/qasper_e.jsonl is missing"),
     (["--limit", "0"], "must be a whole number of at least 1"),
+    (["--limit", "\u00b2"], "must be a whole number of at least 1"),
+    (["--subset", ","], "argument --subset: must be names like a,b"),
+    (["--skip-bad", "--max-prompt", "20"], "no record is left to run: 8 make no prompt"),
 ]
 
 
 @pytest.mark.parametrize(("options", "text"), BAD, ids=[" ".join(options) for options, _ in BAD])
 def test_bad_input(model, data, tmp_path, capsys, options, text):
     status, out, err = call(capsys, model, data, tmp_path, *options)
-    assert (status, out, err.count("\n")) == (2, "", 1), err
-    assert err.startswith("uncomp") and text in err
+    lines = err.splitlines()
+    assert (status, out, len(lines)) == (2, "", 9 if "--skip-bad" in options else 1), err
+    assert err.startswith("uncomp") and text in lines[-1]
+    assert not any(tmp_path.rglob("*.json"))
 
 
 def test_a_bad_line_is_told_before_the_model_is_loaded(data, tmp_path, capsys):
@@ -240,6 +245,42 @@ def test_a_policy_that_does_not_fit_the_model_is_told_before_anything_is_written
     status, _, err = call(capsys, model, data, tmp_path / "out", "--policy", "full", "--policy", "uncomp:groups=9")
     assert status == 2 and "groups must lie in [1, 4]" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_only_a_full_cache_over_the_same_prompts_is_compared_with(model, data, tmp_path, capsys):
+    """Left out with a line that says why, or refused where the user asked for the comparison."""
+    limit = ("--limit", "1")
+    ran(capsys, model, data, tmp_path, *limit, "--policy", "full", "--max-prompt", "300")
+    status, _, err = call(capsys, model, data, tmp_path, *limit)
+    assert status == 0 and "full-full-aware is a run with another max_prompt: 300 there, None here" in err
+    assert not any("agreement" in r for r in records(tmp_path / "longbench/uncomp-40-aware"))
+    full = tmp_path / "longbench/full-full-aware"
+    for options in (["--teacher-forced"], ["--compare", str(full)]):
+        status, _, err = call(capsys, model, data, tmp_path / "other", *limit, *options, "--compare", str(full))
+        assert status == 2 and "is a run with another max_prompt" in err and not (tmp_path / "other").exists()
+    status, _, err = call(capsys, model, data, tmp_path / "other", "--compare", str(full.parent / "uncomp-40-aware"))
+    assert status == 2 and "another policy than full: uncomp" in err
+    ran(capsys, model, data, tmp_path / "other", "--compare", str(full), "--max-prompt", "300", "--subset", "trec")
+    compared = records(tmp_path / "other/longbench/uncomp-40-aware")
+    assert ["agreement" in r for r in compared] == [True] + 3 * [False]
+
+
+def test_records_that_a_folder_could_not_tell_apart(model, data, tmp_path, capsys):
+    """A line without an id is named by its number, which another line may have for its id."""
+    import shutil
+
+    copy = tmp_path / "longbench"
+    shutil.copytree(data, copy)
+    path = copy / "base/trec.jsonl"
+    first, second, *_ = map(json.loads, path.read_text().splitlines())
+    del second["_id"]
+    path.write_text("\n".join(json.dumps(r) for r in ({**first, "_id": "2"}, second)) + "\n")
+    status, _, err = call(capsys, model, copy, tmp_path / "out", "--subset", "trec")
+    assert status == 2 and "ids, lengths and depths must differ; trec/2 is there twice" in err
+    assert not (tmp_path / "out").exists()
+    (copy / "config/dataset2maxlen.json").write_text('{"trec": 0}')
+    status, _, err = call(capsys, model, copy, tmp_path / "out", "--subset", "trec")
+    assert status == 2 and "dataset2maxlen.json: trec must be at least 1; got 0" in err
 
 
 def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):

@@ -53,6 +53,10 @@ def read(options: Options, reader: Reader) -> Source:
         for table, kind, file in ((prompts, str, "dataset2prompt"), (lengths, int, "dataset2maxlen")):
             if not isinstance(table.get(name), kind):
                 raise ValueError(f"uncomp eval: {folder}/config/{file}.json has no entry for {name}")
+        if lengths[name] is True or lengths[name] < 1:
+            raise ValueError(
+                f"uncomp eval: {folder}/config/dataset2maxlen.json: {name} must be at least 1; got {lengths[name]}"
+            )
         if "{context}" not in prompts[name]:
             raise ValueError(f"uncomp eval: {folder}/config/dataset2prompt.json: {name} has no {{context}}")
         if options.hub is not None:

@@ -106,12 +106,18 @@ def _example(
     asked = group[(depth + length) % len(group)]
     others = [entry for entry in group if entry is not asked]
     taken = sum(len(encode(tokenizer, entry["needle"])[0]) for entry in group)
+    if length < SPARE + taken + 1:
+        raise ValueError(
+            f"uncomp eval: --length must be at least {SPARE + taken + 1} for a needle of {taken} tokens; got {length}"
+        )
     text, starts = hay.cut(length - SPARE - taken)
     pieces = [(place(text, starts, depth), asked["needle"])]
     for i, other in enumerate(others):  # the others stand at even distances, wherever the asked one is
         pieces.append((place(text, starts, 100 * (i + 1) / (len(others) + 1)), other["needle"]))
     values = {"context": insert(text, pieces), "question": asked["question"]}
     filled, ends = fill(TEMPLATE, values)
+    if (tokens := len(encode(tokenizer, asked["question"])[0])) > SPARE // 2:
+        raise ValueError(f"uncomp eval: a needle's question must have at most {SPARE // 2} tokens; got {tokens}")
     needle = asked["needle"].strip()
     return Example(
         task="needle",

@@ -155,6 +155,8 @@ class _Maker:
 
     def _fit(self, name: str, length: int, room: int, at: Callable[[int], Made]) -> Made:
         """A size, in tokens of hay, whose whole prompt has at most `room` tokens and not many fewer."""
+        if room < 1:
+            raise ValueError(f"uncomp eval: --length must be more than {FRAME} for {name}; got {length}")
         best, near = None, max(32, length // 100)
         fits, too_long, size = -1, 4 * room, room  # sizes are about tokens: words of lists have fewer
         for tries in range(24):
