@@ -26,7 +26,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=count, metavar="W", help="one observation window for all policies")
     parser.add_argument("--pool-width", type=count, metavar="P", help="one pooling width for all policies")
     parser.add_argument("--profile", help="a calibrated profile for policies that order heads")
-    parser.add_argument("--decode", choices=("evict", "grow"), default="evict", help="default %(default)s")
+    parser.add_argument("--decode", choices=("evict", "grow"), help="for all policies; default evict")
     parser.add_argument("--skip-sliding", action="store_true", help="accept sliding-window layers, uncompressed")
     parser.add_argument("--seed", type=int, default=42, help="default %(default)s")
     add_machine(parser)

@@ -27,6 +27,9 @@ def test_fields_of_a_policy():
         ("uncomp:groups", "--policy must be NAME:field=value"),
         ("uncomp:prefill=3", "unknown field prefill; known: rows,"),
         ("uncomp:budget=3", "unknown field budget; known: rows,"),
+        ("uncomp:groups=2,groups=4", "uncomp:groups=2,groups=4 names groups twice"),
+        ("uncomp:groups=2,", "must be NAME:field=value"),
+        ("uncomp:", "must be NAME:field=value"),
         ("uncomp:value_norm=maybe", "field value_norm must be true or false; got maybe"),
     ],
 )
@@ -54,6 +57,15 @@ def test_what_holds_for_all():
     assert [run.config.window for run in runs[1:]] == [16, 16]
     assert [run.config.decode for run in runs] == ["grow"] * 3
     assert runs[0].config.window == plan(["full"], [64], ["aware"], seed=1)[0].config.window
+
+
+def test_what_a_policy_names_itself():
+    """Stands where no option holds for all, and is never overruled in silence."""
+    assert plan(["uncomp:decode=grow"], [64], ["aware"], seed=1)[0].config.decode == "grow"
+    with pytest.raises(ValueError, match=r"^uncomp eval: --policy uncomp:decode=grow and --decode evict differ"):
+        plan(["uncomp:decode=grow"], [64], ["aware"], seed=1, shared={"decode": "evict"})
+    with pytest.raises(ValueError, match=r"^uncomp eval: --policy snapkv:pool_width=5 and --pool-width 7 differ"):
+        plan(["snapkv:pool_width=5"], [64], ["aware"], seed=1, shared={"pool_width": 7})
 
 
 def test_standard_is_what_every_table_names():

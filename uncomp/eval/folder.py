@@ -7,12 +7,15 @@ leave one unfinished line at the end of a part, which is cut off when the run is
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import subprocess
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,8 @@ def write_json(path: Path, value: Any) -> None:
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        # A folder's name may hold bytes that are no UTF-8: they become what JSON writes for them.
+        with open(beside, "w", encoding="utf-8", errors="backslashreplace") as file:
             if isinstance(value, str):
                 file.write(value)
             else:
@@ -68,7 +72,8 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as error:
         raise RunFailure(f"uncomp eval: {path} cannot be written ({error.strerror})") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that can only be read has none
+            beside.unlink()
 
 
 class RunFolder:
@@ -97,13 +102,14 @@ class RunFolder:
             finished records by "subset/id".
         Raises:
             ValueError: results are there and resume is off; a run of another config, naming what differs; a line in
-                the middle of a part that cannot be read; a record twice.
+                the middle of a part that cannot be read; a record twice; another process that writes here.
             RunFailure: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFailure(f"uncomp eval: {self.path} cannot be made ({error.strerror})") from error
+        self._hold()
         there = (self.path / RUN).exists() or self.parts()
         if there and not resume:
             raise ValueError(f"uncomp eval: {self.path} holds results already; use --resume or another --out")
@@ -113,6 +119,20 @@ class RunFolder:
             done = self._read(mend=True)
         write_json(self.path / RUN, {"hash": self.hash, "config": self.config, **about})
         return done
+
+    def _hold(self) -> None:
+        """Keeps other processes out for as long as this object lives: two that write would repeat records."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return
+        weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"uncomp eval: {self.path} is being written by another process") from error
+        except OSError:
+            return  # a file system without locks
 
     def _compare(self) -> None:
         try:
@@ -163,7 +183,7 @@ class RunFolder:
         try:
             with open(path, "ab", buffering=0) as file:
                 for record in records:
-                    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+                    line = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
                     if file.write(line) != len(line):
                         raise OSError(28, os.strerror(28))
                 if time.monotonic() - self._synced >= SYNC_SECONDS:

@@ -72,10 +72,14 @@ def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     kinds = typing.get_type_hints(UncompConfig)
     fields: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
+    keys: list[str] = []
+    for pair in rest.split(",") if ":" in text else ():
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"uncomp eval: --policy must be NAME:field=value,...; got {text}")
+        if key in keys:
+            raise ValueError(f"uncomp eval: --policy {text} names {key} twice")
+        keys.append(key)
         group, dot, inner = key.partition(".")
         if dot and group in _GROUPS:
             fields.setdefault(_GROUPS[group], {})[inner] = _list(value) if inner == "stages" else _plain(value)
@@ -134,9 +138,10 @@ def plan(
         policies: as `parse_policy` takes them, or "standard". budgets: for each of them.
         seed: for policies that draw, where the policy names none.
         skip_sliding: leave sliding-window layers alone, for all.
-        shared: fields for all policies, over what they name themselves; for `full` the decode rule alone.
+        shared: fields for all policies; for `full` the decode rule alone.
     Raises:
-        ValueError: a bad policy, field or budget, or the same run twice.
+        ValueError: a bad policy, field or budget, a policy that names another value of a shared field, the same run
+            twice.
     """
     texts = [name for given in policies for name in (standard() if given == "standard" else [given])]
     full = [text for text in texts if parse_policy(text)[0] == "full"]
@@ -147,6 +152,9 @@ def plan(
     ]:
         name, fields = parse_policy(text)
         fixed = {key: value for key, value in (shared or {}).items() if name != "full" or key == "decode"}
+        for key, value in fixed.items():
+            if fields.get(key, value) != value:
+                raise ValueError(f"uncomp eval: --policy {text} and --{key.replace('_', '-')} {value} differ")
         given = {"seed": seed, "skip_sliding": skip_sliding, **fields, **fixed}
         config = UncompConfig(policy=name, budget=1.0 if budget is None else budget, **given)
         for mode in modes:

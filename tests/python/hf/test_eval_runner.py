@@ -298,6 +298,36 @@ def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
     assert json.loads(out)["total"]["n"] == 3
 
 
+def test_a_policy_keeps_the_decode_rule_it_names(model, data, tmp_path, capsys):
+    ran(capsys, model, data, tmp_path, "--limit", "1", "--policy", "uncomp:decode=grow")
+    ends = [
+        r["stored"]["end"] - r["stored"]["mean"] for r in records(tmp_path / "longbench/uncomp_decode_grow-40-aware")
+    ]
+    assert min(ends) > 0
+
+
+def test_a_folder_takes_one_process_at_a_time(model, data, tmp_path, capsys):
+    """Two that go on with one run would write its records twice, and no later call could read them."""
+    from uncomp.eval.folder import RunFolder
+
+    ran(capsys, model, data, tmp_path, "--limit", "1")
+    path = tmp_path / "longbench/uncomp-40-aware"
+    held = RunFolder(path, json.loads((path / "run.json").read_text())["config"])
+    held.open({}, resume=True)
+    status, _, err = call(capsys, model, data, tmp_path, "--limit", "1", "--resume")
+    assert status == 2 and err == f"uncomp eval: {path} is being written by another process\n"
+    del held
+    ran(capsys, model, data, tmp_path, "--limit", "2", "--resume")
+
+
+def test_a_folder_whose_name_is_no_text(model, data, tmp_path, capsys):
+    import os
+
+    out = tmp_path / os.fsdecode(b"out\xff")
+    ran(capsys, model, data, out, "--limit", "1")
+    assert json.loads((out / "longbench/uncomp-40-aware/run.json").read_text())["options"]["out"] == str(out)
+
+
 def test_a_full_disk(model, data, tmp_path, capsys, monkeypatch):
     """Status 1, one line, and what was written before is whole."""
     from uncomp.eval import folder as folders
