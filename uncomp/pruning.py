@@ -197,11 +197,6 @@ class PrunedPrompt:
         self.lengths, self.pack = keep, None
         return moved
 
-    def follow(self, device: torch.device) -> None:
-        """The next layer lies on this device."""
-        if self.position is not None and self.position.device != device:
-            self.position = self.position.to(device)
-
     def _places(self, device: torch.device) -> Tensor:
         if self._place is not None:
             return self._place.to(device)

@@ -203,11 +203,11 @@ class UncompLayer(CacheLayerMixin):
                     self.ragged.count(1)
                 value = self._met(value, latent)
                 return eviction.decode_step(self.ragged, config, query, key, value, position, scale, latent)
-        pack = self.shared.prompt()[2]
+        pack = self.shared.prompt(query.device)[2]
         if pack is None:
             return self._take_in(query, key, value, scale, latent)
         if latent is not None:
-            rows, values = (extension.moved(t, pack.to(query.device)) for t in (latent.rows, latent.values))
+            rows, values = (extension.moved(t, pack) for t in (latent.rows, latent.values))
             latent = Latents(rows, values, latent.codec, latent.offset)
 
         def run(*states) -> Tensor:
@@ -234,7 +234,7 @@ class UncompLayer(CacheLayerMixin):
     def _take_in(self, query: Tensor, key: Tensor, value: Tensor, scale: float, latent: Latents | None) -> Tensor:
         """Attends densely, with gradients where they are on; what is stored is never part of a graph."""
         if self.ragged is None:
-            out = dense_attention(query, key, value, self.shared.prompt()[0], scale)
+            out = dense_attention(query, key, value, self.shared.prompt(query.device)[0], scale)
             with torch.no_grad():
                 if self.shared.pruned is not None:
                     self.shared.pruned.score(self.index, query, key, scale)
@@ -261,7 +261,7 @@ class UncompLayer(CacheLayerMixin):
                 shared.generation += taken.key_rows is not before
                 return out
         else:
-            lengths, position, _ = shared.prompt()
+            lengths, position, _ = shared.prompt(key.device)
             states = (query, key, value, lengths, scale, position)
             view = PromptView(self.index, shared.compressor.model_shape, shared.config, *states, latent=latent)
             taken = shared.compressor.measure(view)

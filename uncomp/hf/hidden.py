@@ -121,7 +121,6 @@ class HiddenPruning:
             states, *moved = pruned.enter(index, [states, *(source[name].to(states.device) for name in names)])
             rest.update(zip(names, moved, strict=True))
         else:
-            pruned.follow(states.device)
             rest.update({name: tensor.to(states.device) for name, tensor in rest.items()})
         changed = {name: rest[name] for name in _FOLLOW if name in rest}
         return (states, *others), {**kwargs, **changed, "position_embeddings": (rest["cos"], rest["sin"])}

@@ -151,13 +151,15 @@ class SharedState:
         columns = self.clock.columns + self.clock.chunk.tokens
         return all(layer.finished == columns for layer in self.layers)
 
-    def prompt(self) -> tuple[Lengths, Tensor | None, Tensor | None]:
-        """Of the prompt or turn in the layer that runs: real tokens, original positions where tokens were dropped, and
-        how the real ones are moved to the end where they are not there."""
+    def prompt(self, device: torch.device) -> tuple[Lengths, Tensor | None, Tensor | None]:
+        """Of the prompt or turn in the layer that runs, on its device: real tokens, original positions where tokens were
+        dropped, and how the real ones are moved to the end where they are not there."""
         chunk, pruned = self.clock.chunk, self.pruned
         if pruned is None:
-            return chunk.lengths, None, chunk.pack
-        return pruned.lengths, pruned.position, pruned.pack
+            return chunk.lengths, None, None if chunk.pack is None else chunk.pack.to(device)
+        # What is dropped in front of a layer is dropped where its input lies, which may be the device before.
+        rest = (None if t is None else t.to(device) for t in (pruned.position, pruned.pack))
+        return pruned.lengths, *rest
 
     def offset(self, device: torch.device) -> Tensor | None:
         """[B] int32, model position of each sequence's first real token; None where all are 0."""

@@ -33,6 +33,7 @@ class DeviceArray {
   explicit DeviceArray(size_t count) : count_(count) {
     cuda_ok(cudaMalloc(reinterpret_cast<void**>(&base_), bytes() + 2 * kGuard));
     cuda_ok(cudaMemset(base_, kPoison, bytes() + 2 * kGuard));
+    cuda_ok(cudaDeviceSynchronize());  // a stream that waits for no other may write first thing
   }
   explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) {
     if (count_ > 0) cuda_ok(cudaMemcpy(data(), host.data(), bytes(), cudaMemcpyHostToDevice));
