@@ -152,8 +152,8 @@ class SharedState:
         return all(layer.finished == columns for layer in self.layers)
 
     def prompt(self, device: torch.device) -> tuple[Lengths, Tensor | None, Tensor | None]:
-        """Of the prompt or turn in the layer that runs, on its device: real tokens, original positions where tokens were
-        dropped, and how the real ones are moved to the end where they are not there."""
+        """Of the prompt or turn in the layer that runs, on its device: real tokens, original positions where tokens
+        were dropped, and how the real ones are moved to the end where they are not there."""
         chunk, pruned = self.clock.chunk, self.pruned
         if pruned is None:
             return chunk.lengths, None, None if chunk.pack is None else chunk.pack.to(device)
