@@ -28,10 +28,10 @@ def add(commands: Any) -> None:
 
 
 def _report(args: argparse.Namespace, progress: Any) -> int:
-    from uncomp.eval import report, tables
+    from uncomp.eval import finished, report, tables
     from uncomp.eval.folder import RunFailure, write_json
 
-    runs, unfinished = tables.collect([Path(folder) for folder in args.folders], stopped=args.stopped)
+    runs, unfinished = finished.collect([Path(folder) for folder in args.folders], stopped=args.stopped)
     made = tables.make(runs, seed=args.seed)
     out = Path(args.out or args.folders[0])
     text = report.to_markdown(made, unfinished)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import random
+import shutil
 
 import pytest
 
@@ -54,7 +55,7 @@ def write(folder, policy, budget, hits, *, stored=40.0, task="needle", mode="awa
     lines = []
     for i, value in enumerate(hits):
         lines.append({
-            "subset": "ab"[i % 2], "id": str(i), "index": i, "new_tokens": 3,
+            "subset": "ab"[i % 2], "id": str(i), "index": i, "new_tokens": 3, "prompt_tokens": 398,
             "score": {"hit": value, "rouge1": value / 2},
             "stored": {"mean": stored, "end": stored}, "bytes": {"kv": 2**20, "allocated": 2**21, "full": 2**23},
             "seconds": {"prefill": 0.5, "decode": 0.25}, "warmup": i == 0, "uncompressed": False,
@@ -194,7 +195,7 @@ def test_perplexity_is_better_where_it_is_lower(tmp_path, capsys):
         for line in lines:
             line["subset"], line["score"] = "text", {"loss": loss, "kl": loss - 2, "equal_argmax": 0.5}
             del line["new_tokens"]
-            line["seconds"] = 1.0
+            line["seconds"], line["stored"] = 1.0, {"mean": 40.0, "share": 0.1}
         (path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     ((table,), text, _, _) = report(tmp_path, capsys)
     found = rows(table)
@@ -241,9 +242,37 @@ def test_bad_input(runs, tmp_path, capsys):
     assert "holds no record" in refused(capsys, runs / "runs")
     (runs / "runs/uncomp-40-aware/examples.jsonl").write_text("{\n")
     assert "examples.jsonl:1: no JSON" in refused(capsys, runs / "runs")
+    for file, content in (("examples", "5"), ("examples", '{"subset": "a", "id": 1}'), ("run", "{}"), ("summary", "7")):
+        copy = tmp_path / f"{file}{len(content)}"
+        shutil.copytree(runs / "runs/snapkv-40-aware", copy)
+        (copy / f"{file}.{'jsonl' if file == 'examples' else 'json'}").write_text(content + "\n")
+        wanted = ":1: no record" if content == "5" else "holds no run of uncomp eval, or its files were changed"
+        assert wanted in refused(capsys, copy)
+        shutil.rmtree(copy)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "run.json").write_text('{"scripts": {}}')
+    assert "no finished run under" in refused(capsys, foreign)
+    assert f"{foreign} holds no run of uncomp eval" in refused(capsys, foreign, "--stopped")
     (runs / "runs/uncomp-40-aware/summary.json").unlink()
     ((_,), text, _, _) = report(runs, capsys)
     assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text
+
+
+def test_a_copy_of_a_run_is_no_second_seed(runs, tmp_path, capsys):
+    shutil.copytree(runs / "runs/snapkv-40-aware", tmp_path / "copy")
+    err = refused(capsys, runs / "runs", tmp_path / "copy")
+    assert "snapkv-40-aware" in err and f"{tmp_path / 'copy'} are one run twice; name one of them" in err
+
+
+def test_the_share_is_that_of_the_records_in_the_table(runs, capsys):
+    """A run may have records that the others lack, or more than its last call asked for."""
+    path = runs / "runs/snapkv-40-aware/examples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["id"], lines[0]["prompt_tokens"] = "alone", 9998
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    ((table,), *_) = report(runs, capsys)
+    assert table["records"] == 5 and rows(table)["snapkv"]["share"] == pytest.approx(0.1)
 
 
 # ---- runs that were stopped

@@ -277,8 +277,9 @@ MAY_IMPORT = {
     "eval.hub": set(),
     "eval.compared": {"eval.folder", "eval.processes", "eval.runs"},
     "eval.partial": {"eval.folder"},
-    "eval.tables": {"eval", "eval.bootstrap", "eval.folder", "eval.partial", "eval.runs"},
-    "eval.report": {"eval.tables", "eval.tasks.longbench"},
+    "eval.finished": {"eval", "eval.folder", "eval.partial", "eval.runs"},
+    "eval.tables": {"eval.bootstrap", "eval.finished", "eval.partial", "eval.runs"},
+    "eval.report": {"eval.finished", "eval.tables", "eval.tasks.longbench"},
     "eval.runner": {
         "eval",
         "eval.agreement",
@@ -353,7 +354,7 @@ MAY_IMPORT = {
         "hf.load",
     },
     "cli_votes": {"cli_options", "calibration.files", "calibration.profile", "calibration.votes"},
-    "cli_report": {"cli_options", "eval.folder", "eval.report", "eval.tables", "figures"},
+    "cli_report": {"cli_options", "eval.folder", "eval.report", "eval.finished", "eval.tables", "figures"},
     "cli_study": {
         "cli_options",
         "cli_orders",

@@ -234,8 +234,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if line.strip():
             try:
                 made.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"uncomp eval: {file}:{number}: no JSON") from error
+                _ = made[-1]["subset"], made[-1]["id"]
+            except (ValueError, KeyError, TypeError) as error:
+                what = "no JSON" if isinstance(error, ValueError) else "no record"
+                raise ValueError(f"uncomp eval: {file}:{number}: {what}") from error
     if not made:
         raise ValueError(f"uncomp eval: {file} holds no record")
     return made

@@ -20,24 +20,30 @@ def read(path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, R
     Returns:
         a summary with what tables need of it, and records by "subset/id"; a last line that is not whole is left out.
     Raises:
-        ValueError: another line that is no record.
+        ValueError: another line that is no record, a run.json of something else.
     """
-    records = RunFolder(path, about["config"]).records()
+    try:
+        records = RunFolder(path, about["config"]).records()
+        return _summary(about, list(records.values())), records
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"uncomp report: {path} holds no run of uncomp eval, or its files were changed") from error
+
+
+def _summary(about: dict[str, Any], records: list[Record]) -> dict[str, Any]:
     cache = about["config"]["cache"]
-    summary = {
+    return {
         "task": about["config"]["task"],
         "policy": about["policy"],
         "budget": about["budget"],
         "mode": about["config"]["mode"],
         "window": cache["window"],
         "pool": f"{cache['pool']} {cache['pool_width']}",
-        "total": {"n": len(records), "stored": {"share": _share(list(records.values()))}},
+        "total": {"n": len(records), "stored": {"share": share(records)}},
     }
-    return summary, records
 
 
-def _share(records: list[Record]) -> float | None:
-    """Stored tokens of a native full cache's, as a whole run's summary has it."""
+def share(records: list[Record]) -> float | None:
+    """Stored tokens of a native full cache's, over some records."""
     if not records:
         return None
     if "end" not in records[0]["stored"]:  # continuations of a text

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from uncomp.eval.tables import Finished, Row, Table, value_of
+from uncomp.eval.finished import Finished
+from uncomp.eval.tables import Row, Table, value_of
 from uncomp.eval.tasks.longbench import BUCKETS
 
 DASH = "\u2013"  # where there is no value; never 0

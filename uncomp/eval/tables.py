@@ -10,41 +10,15 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from uncomp.eval import partial
 from uncomp.eval.bootstrap import interval
-from uncomp.eval.folder import RUN, SUMMARY, read_records
-from uncomp.eval.runs import STANDARD, parse_policy
+from uncomp.eval.finished import Finished
+from uncomp.eval.partial import share
+from uncomp.eval.runs import STANDARD
 
 EQUAL = 0.01  # stored tokens may differ by this share
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One run that is done: run.json, summary.json and its records by "subset/id"."""
-
-    path: Path
-    about: dict[str, Any]
-    summary: dict[str, Any]
-    records: dict[str, dict[str, Any]]
-    whole: bool = True  # False: it was stopped, and these are the records so far
-
-    @property
-    def table(self) -> str:
-        """What rows of one table share: model, dtype, data, prompts, question mode, decode rule."""
-        config = self.about["config"]
-        shared = {name: value for name, value in config.items() if name != "cache"}
-        return json.dumps({**shared, "decode": config["cache"]["decode"]}, sort_keys=True)
-
-    @property
-    def label(self) -> str:
-        """The policy as written, without a seed: runs that differ in it are one row."""
-        name, fields = parse_policy(self.summary["policy"])
-        kept = [p for p in self.summary["policy"].partition(":")[2].split(",") if p and not p.startswith("seed=")]
-        return ":".join([name, ",".join(kept)]) if kept and fields else name
 
 
 @dataclass
@@ -115,48 +89,6 @@ class Table:
         return next((row for row in self.at(budget) if row.label == label), None)
 
 
-def collect(folders: Sequence[Path], *, stopped: bool = False) -> tuple[list[Finished], list[Path]]:
-    """The finished runs under some folders, and folders of runs that are not finished.
-
-    Args:
-        stopped: runs that were stopped are taken with the records that they have, if any.
-    Raises:
-        ValueError: a folder that is none, no run at all, or a file that cannot be read.
-    """
-    done: dict[Path, Finished] = {}
-    open_runs: list[Path] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f'uncomp report: "{folder}" is no folder')
-        for file in sorted(folder.rglob(RUN)):
-            path = file.parent.resolve()
-            if path in done or path in open_runs:
-                continue
-            if not (path / SUMMARY).is_file():
-                about = _json(path / RUN)
-                summary, records = partial.read(path, about) if stopped else ({}, {})
-                if records:
-                    done[path] = Finished(path, about, summary, records, whole=False)
-                else:
-                    open_runs.append(path)
-                continue
-            records = {f"{r['subset']}/{r['id']}": r for r in read_records(path)}
-            done[path] = Finished(path, _json(path / RUN), _json(path / SUMMARY), records)
-    if not done:
-        named = ", ".join(map(str, folders))
-        wanted = "run with a record" if stopped else "finished run"
-        files = RUN if stopped else SUMMARY
-        raise ValueError(f"uncomp report: no {wanted} under {named} (folders with {files})")
-    return list(done.values()), open_runs
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"uncomp report: {path} cannot be read ({error})") from error
-
-
 def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
     """Tables of comparable runs, by task and mode.
 
@@ -176,7 +108,11 @@ def _table(runs: list[Finished], seed: int) -> Table:
     few = [run for run in runs if not run.whole and len(run.records) < least]
     runs = [run for run in runs if run not in few]
     for run in runs:
-        by_row.setdefault((run.label, run.summary["budget"]), []).append(run)
+        beside = by_row.setdefault((run.label, run.summary["budget"]), [])
+        for other in beside:
+            if other.about["config"] == run.about["config"]:
+                raise ValueError(f"uncomp report: {other.path} and {run.path} are one run twice; name one of them")
+        beside.append(run)
     every = [set(run.records) for run in runs]
     common = set.intersection(*every)
     if not common:
@@ -259,7 +195,7 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
     row.figures = {
         "stored_prefill": mean("stored", "mean"),
         "stored": mean("stored", "mean") if stored is None else stored,
-        "share": fmean(run.summary["total"]["stored"]["share"] for run in runs),
+        "share": share(records),
         "kv_bytes": mean("bytes", "kv"),
         "allocated_bytes": mean("bytes", "allocated"),
         "prefill_seconds": mean("seconds", "prefill"),

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of finished runs, read and checked: what `uncomp report` makes tables of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uncomp.eval import partial
+from uncomp.eval.folder import RUN, SUMMARY, read_records
+from uncomp.eval.runs import parse_policy
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run that is done: run.json, summary.json and its records by "subset/id"."""
+
+    path: Path
+    about: dict[str, Any]
+    summary: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    whole: bool = True  # False: it was stopped, and these are the records so far
+
+    @property
+    def table(self) -> str:
+        """What rows of one table share: model, dtype, data, prompts, question mode, decode rule."""
+        config = self.about["config"]
+        shared = {name: value for name, value in config.items() if name != "cache"}
+        return json.dumps({**shared, "decode": config["cache"]["decode"]}, sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """The policy as written, without a seed: runs that differ in it are one row."""
+        name, fields = parse_policy(self.summary["policy"])
+        kept = [p for p in self.summary["policy"].partition(":")[2].split(",") if p and not p.startswith("seed=")]
+        return ":".join([name, ",".join(kept)]) if kept and fields else name
+
+
+def collect(folders: Sequence[Path], *, stopped: bool = False) -> tuple[list[Finished], list[Path]]:
+    """The finished runs under some folders, and folders of runs that are not finished.
+
+    Args:
+        stopped: runs that were stopped are taken with the records that they have, if any.
+    Raises:
+        ValueError: a folder that is none, no run at all, or a file that cannot be read.
+    """
+    done: dict[Path, Finished] = {}
+    open_runs: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f'uncomp report: "{folder}" is no folder')
+        for file in sorted(folder.rglob(RUN)):
+            path = file.parent.resolve()
+            if path in done or path in open_runs:
+                continue
+            if not (path / SUMMARY).is_file():
+                about = _json(path / RUN)
+                summary, records = partial.read(path, about) if stopped else ({}, {})
+                if records:
+                    done[path] = _checked(Finished(path, about, summary, records, whole=False))
+                else:
+                    open_runs.append(path)
+                continue
+            records = {f"{r['subset']}/{r['id']}": r for r in read_records(path)}
+            done[path] = _checked(Finished(path, _json(path / RUN), _json(path / SUMMARY), records))
+    if not done:
+        named = ", ".join(map(str, folders))
+        wanted = "run with a record" if stopped else "finished run"
+        files = RUN if stopped else SUMMARY
+        raise ValueError(f"uncomp report: no {wanted} under {named} (folders with {files})")
+    return list(done.values()), open_runs
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"uncomp report: {path} cannot be read ({error})") from error
+
+
+def _checked(run: Finished) -> Finished:
+    """The run, if its files are those of `uncomp eval`.
+
+    Raises:
+        ValueError: they are of something else, or were changed.
+    """
+    try:
+        _ = run.table, run.label, run.about["model"], run.about["device"], run.about["config"]["dtype"]
+        _ = [run.summary[name] for name in ("task", "mode", "budget", "window", "pool")]
+        for record in run.records.values():
+            values = [next(iter(record["score"].values())), record["stored"]["mean"]]
+            if not all(isinstance(value, (int, float)) for value in values):
+                raise TypeError(f"record {record['id']}")
+    except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
+        raise ValueError(f"uncomp report: {run.path} holds no run of uncomp eval, or its files were changed") from error
+    return run
