@@ -72,6 +72,7 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
 
     from uncomp.calibration.fingerprint import model_hash
     from uncomp.eval.folder import commit
+    from uncomp.eval.weights import weights_hash
     from uncomp.hf.environment import best_device, best_dtype, environment, quiet
     from uncomp.hf.load import load_model
 
@@ -96,7 +97,8 @@ def _load(args: argparse.Namespace, processes: Any, progress: Any) -> tuple[Any,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    decides = {"model": model_hash(text), "dtype": str(model.dtype).removeprefix("torch.")}
+    dtype = str(model.dtype).removeprefix("torch.")
+    decides = {"model": model_hash(text), "weights": weights_hash(model), "dtype": dtype}
     facts = {"about": about, "decides": decides, "positions": text.max_position_embeddings, "loading": loading}
     return model, tokenizer, facts
 

@@ -259,6 +259,16 @@ def test_bad_input(runs, tmp_path, capsys):
     assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text
 
 
+def test_models_of_one_shape_have_tables_of_their_own(tmp_path, capsys):
+    """A run that does not tell its weights stands beside those of one model, not between two."""
+    folder = tmp_path / "runs"
+    write(folder, "full", None, [1.0, 1.0], weights="a")
+    write(folder, "uncomp", 40, [1.0, 0.0])
+    assert len(report(tmp_path, capsys)[0]) == 1
+    write(folder, "snapkv", 40, [1.0, 0.0], weights="b")
+    assert sorted(list(rows(t)) for t in report(tmp_path, capsys)[0]) == [["full"], ["snapkv"], ["uncomp"]]
+
+
 def test_a_copy_of_a_run_is_no_second_seed(runs, tmp_path, capsys):
     shutil.copytree(runs / "runs/snapkv-40-aware", tmp_path / "copy")
     err = refused(capsys, runs / "runs", tmp_path / "copy")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uncomp.eval.folder import RUN, SUMMARY, RunFolder, read_records
+from uncomp.eval.folder import RUN, SOME, SUMMARY, RunFolder, read_records
 from uncomp.eval.processes import Processes
 from uncomp.eval.runs import Run
 
@@ -100,6 +100,9 @@ def _other(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What keeps two runs from having the same prompts and the same answers of the full cache."""
     if before["cache"]["policy"] != "full":
         return f"policy than full: {before['cache']['policy']}"
+    for name in SOME:
+        if None not in (before.get(name), now.get(name)) and before[name] != now[name]:
+            return f"{name}: {before[name]!r} there, {now[name]!r} here"
     for name in _SAME:
         if before.get(name) != now.get(name):
             return f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"

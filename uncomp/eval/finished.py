@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp.eval import partial
-from uncomp.eval.folder import RUN, SUMMARY, read_records
+from uncomp.eval.folder import RUN, SOME, SUMMARY, read_records
 from uncomp.eval.runs import parse_policy
 
 
@@ -26,10 +26,15 @@ class Finished:
 
     @property
     def table(self) -> str:
-        """What rows of one table share: model, dtype, data, prompts, question mode, decode rule."""
+        """What rows of one table share: model, dtype, data, prompts, question mode, decode rule; and `weights`."""
         config = self.about["config"]
-        shared = {name: value for name, value in config.items() if name != "cache"}
+        shared = {name: value for name, value in config.items() if name != "cache" and name not in SOME}
         return json.dumps({**shared, "decode": config["cache"]["decode"]}, sort_keys=True)
+
+    @property
+    def weights(self) -> str | None:
+        """Which of the models of that shape; None where the run does not tell."""
+        return self.about["config"].get("weights")
 
     @property
     def label(self) -> str:

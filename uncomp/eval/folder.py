@@ -22,6 +22,7 @@ from typing import Any
 
 SYNC_SECONDS = 5.0  # records of so long may be lost with the machine; with the process alone none that is written
 RUN, EXAMPLES, SUMMARY = "run.json", "examples.jsonl", "summary.json"
+SOME = ("weights",)  # values that not every run.json tells; where one is missing it is not compared
 
 
 class RunFailure(RuntimeError):
@@ -140,7 +141,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"uncomp eval: {self.path / RUN} cannot be read, so the run cannot be resumed") from error
         for name, value in json.loads(json.dumps(self.config)).items():
-            if before.get(name) != value:
+            if before.get(name) != value and not (name in SOME and before.get(name) is None):
                 raise ValueError(
                     f"uncomp eval: {self.path} is a run with another {name}, which --resume cannot go on with: "
                     f"{_difference(before.get(name), value)}"

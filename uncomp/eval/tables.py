@@ -98,8 +98,16 @@ def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         groups.setdefault(run.table, []).append(run)
-    tables = [_table(group, seed) for group in groups.values()]
+    tables = [_table(some, seed) for group in groups.values() for some in _by_weights(group)]
     return sorted(tables, key=lambda t: (t.task, t.mode, json.dumps(t.config, sort_keys=True)))
+
+
+def _by_weights(runs: list[Finished]) -> list[list[Finished]]:
+    """Runs of one model each; together where no two tell that their models differ."""
+    found: dict[str | None, list[Finished]] = {}
+    for run in runs:
+        found.setdefault(run.weights, []).append(run)
+    return list(found.values()) if len(found.keys() - {None}) > 1 else [runs]
 
 
 def _table(runs: list[Finished], seed: int) -> Table:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -229,8 +230,6 @@ def test_bad_input(model, data, tmp_path, capsys, options, text):
 
 
 def test_a_bad_line_is_told_before_the_model_is_loaded(data, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "longbench"
     shutil.copytree(data, copy)
     with open(copy / "base/qasper.jsonl", "a") as file:
@@ -267,8 +266,6 @@ def test_only_a_full_cache_over_the_same_prompts_is_compared_with(model, data, t
 
 def test_records_that_a_folder_could_not_tell_apart(model, data, tmp_path, capsys):
     """A line without an id is named by its number, which another line may have for its id."""
-    import shutil
-
     copy = tmp_path / "longbench"
     shutil.copytree(data, copy)
     path = copy / "base/trec.jsonl"
@@ -284,8 +281,6 @@ def test_records_that_a_folder_could_not_tell_apart(model, data, tmp_path, capsy
 
 
 def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "longbench"
     shutil.copytree(data, copy)
     lines = (copy / "base/trec.jsonl").read_text().splitlines()
@@ -296,6 +291,27 @@ def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
     )
     assert status == 0 and "base/trec.jsonl:2: no JSON" in err
     assert json.loads(out)["total"]["n"] == 3
+
+
+def test_another_model_of_the_same_shape(model, data, tmp_path, capsys):
+    """Cannot go on with a run, and is not compared with it; a run.json that does not tell the weights is believed."""
+    from safetensors.torch import load_file, save_file
+
+    tuned = tmp_path / "tuned"
+    shutil.copytree(model, tuned)
+    tensors = load_file(tuned / "model.safetensors")
+    save_file({name: 1.01 * t for name, t in tensors.items()}, tuned / "model.safetensors", {"format": "pt"})
+    ran(capsys, model, data, tmp_path, "--limit", "1", "--policy", "full")
+    given = (tuned, data, tmp_path, "--limit", "1", "--policy")
+    status, _, err = call(capsys, *given, "full", "--resume")
+    assert status == 2 and "is a run with another weights" in err
+    status, _, err = call(capsys, *given, "uncomp")
+    assert status == 0 and "is a run with another weights" in err
+    path = tmp_path / "longbench/full-full-aware/run.json"
+    told = json.loads(path.read_text())
+    del told["config"]["weights"]
+    path.write_text(json.dumps(told))
+    assert call(capsys, *given, "full", "--resume")[0] == 0
 
 
 def test_a_policy_keeps_the_decode_rule_it_names(model, data, tmp_path, capsys):
