@@ -195,6 +195,7 @@ def _record(pieces: Pieces, index: int, got: ContinuationScore, full: Continuati
         "score": {"loss": got.loss, "kl": got.divergence(full), "equal_argmax": got.agreement(full)},
         "full_loss": full.loss,
         "stored": {"mean": got.stored_tokens_mean, "share": got.stored_tokens_mean / prefix.shape[1]},
+        "bytes": got.bytes,
         "seconds": {"prefill": got.prefill_seconds, "decode": got.decode_seconds},
     }
 
@@ -214,6 +215,13 @@ def summarise(run: Run, records: Sequence[dict[str, Any]], effort: Effort) -> di
         "equal_argmax": round(sum(r["score"]["equal_argmax"] for r in records) / count, 5),
         "stored": {"prefill": stored, "end": stored, "share": sum(r["stored"]["share"] for r in records) / count},
     }
+    if all(r.get("bytes") for r in records):
+        held = {name: sum(r["bytes"][name] for r in records) for name in ("kv", "allocated", "full")}
+        found["bytes"] = {
+            "kv": held["kv"] / count,
+            "allocated": held["allocated"] / count,
+            "share": round(held["kv"] / held["full"], 5),
+        }
     return {
         "task": TASK,
         **run.settings(),

@@ -7,7 +7,7 @@ A finer probe of damage than generated text: every token counts, and nothing han
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uncomp.config import UncompConfig
 from uncomp.patching import patch
-from uncomp.report import cache_stats
+from uncomp.report import ledger_of, stats_of
 
 MODES = ("stepwise", "chunk")
 
@@ -29,6 +29,8 @@ class ContinuationScore:
         log_probs: [C - 1, V] float32 on the model's device, of every token that could have come at each scored place.
         stored_tokens_mean: over the rows of compressed layers after the prefix; its length for the full cache.
         prefill_seconds, decode_seconds: in the model, for the prefix and for the continuation.
+        bytes: after the prefix: kv (stored keys and values), votes (state beside them), allocated (with free slots),
+            full (a native cache of as many tokens); none for the stock cache.
     """
 
     loss: float
@@ -36,6 +38,7 @@ class ContinuationScore:
     stored_tokens_mean: float
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    bytes: dict[str, int] = field(default_factory=dict)
 
     def agreement(self, full: ContinuationScore) -> float:
         """Share of places where the most likely token is that of the full cache."""
@@ -121,19 +124,32 @@ class Probe:
         begin = self._clock()
         cache = model(prefix.to(model.device), use_cache=True, logits_to_keep=1).past_key_values
         middle = self._clock()
-        stored = float(prefix.shape[1]) if self._handle is None else cache_stats(cache)["stored_tokens_mean"]
+        stored, held = (float(prefix.shape[1]), {}) if self._handle is None else _held(cache)
         pieces = fed.split(1 if self._mode == "stepwise" else fed.shape[1], dim=1)
         again = self._clock()
         logits = [model(piece, past_key_values=cache, use_cache=True).logits[0] for piece in pieces]
         end = self._clock()
         log_probs = torch.cat(logits).float().log_softmax(-1)
         loss = -float(log_probs.gather(1, continuation[0, 1:, None].to(model.device)).mean())
-        return ContinuationScore(loss, log_probs, stored, middle - begin, end - again)
+        return ContinuationScore(loss, log_probs, stored, middle - begin, end - again, held)
 
     def _clock(self) -> float:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         return time.perf_counter()
+
+
+def _held(cache: Any) -> tuple[float, dict[str, int]]:
+    """Mean tokens of a row, and bytes as `ContinuationScore` has them."""
+    ledger = ledger_of(cache)
+    stats = stats_of(ledger)
+    tokens = sum(int(n.sum()) for n in ledger.row_len)
+    return stats["stored_tokens_mean"], {
+        "kv": tokens * ledger.token_bytes + ledger.other_bytes,
+        "votes": ledger.state_bytes,
+        "allocated": ledger.kv_bytes + ledger.other_bytes,
+        "full": stats["full_cache_bytes"] + ledger.other_bytes,
+    }
 
 
 def score(

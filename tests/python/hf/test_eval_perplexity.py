@@ -51,6 +51,10 @@ def test_full_is_the_stock_model(place, capsys, tmp_path):
     assert full["total"]["stored"]["end"] == 120 and compressed["total"]["stored"]["end"] == 40
     assert compressed["total"]["perplexity_ratio"] == pytest.approx(compressed["score"] / full["score"], rel=1e-3)
     assert compressed["total"]["kl"] > 0
+    text = model.config
+    token = 2 * 4 * text.head_dim * text.num_key_value_heads * text.num_hidden_layers  # bytes, float32
+    assert full["total"]["bytes"] == {"kv": 120 * token, "allocated": full["total"]["bytes"]["allocated"], "share": 1.0}
+    assert (compressed["total"]["bytes"]["kv"], compressed["total"]["bytes"]["share"]) == (40 * token, 0.33333)
 
 
 def test_resume(place, capsys, tmp_path):
