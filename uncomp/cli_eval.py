@@ -142,9 +142,10 @@ def _line(values: dict[str, Any]) -> str:
     total = values["total"]
     budget = "" if values["budget"] is None else f" {values['budget']}"
     score = "-" if values["score"] is None else f"{values['score']:.2f}"
+    cut = f"; {total['cut']} prompts were cut in the middle" if total.get("cut") else ""
     return (
         f"{values['policy']}{budget} {values['mode']}: score {score}, {total['n']} records, stored "
-        f"{total['stored']['end']:.1f} tokens a row ({100 * total['stored']['share']:.2f} %)"
+        f"{total['stored']['end']:.1f} tokens a row ({100 * total['stored']['share']:.2f} %){cut}"
     )
 
 

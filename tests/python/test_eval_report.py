@@ -259,6 +259,16 @@ def test_bad_input(runs, tmp_path, capsys):
     assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text
 
 
+def test_prompts_that_were_cut_are_counted(runs, capsys):
+    for path in (runs / "runs").rglob("examples.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        cut = [{**line, "cut_tokens": 9 * (i < 2)} for i, line in enumerate(lines)]
+        path.write_text("\n".join(map(json.dumps, cut)) + "\n")
+    ((table,), text, *_) = report(runs, capsys)
+    assert table["records_cut"] == 2
+    assert "2 prompts were longer than the model takes beside the new tokens and were cut in the middle." in text
+
+
 def test_models_of_one_shape_have_tables_of_their_own(tmp_path, capsys):
     """A run that does not tell its weights stands beside those of one model, not between two."""
     folder = tmp_path / "runs"

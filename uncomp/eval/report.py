@@ -42,6 +42,7 @@ def to_json(tables: Sequence[Table]) -> list[dict[str, Any]]:
             "records": table.count,
             "records_by_subset": table.counts,
             "records_not_in_all": table.left,
+            "records_cut": table.cut,
             "stopped_runs": table.stopped,
             "too_few_records": [_name(run) for run in table.few],
             "missing": [{"policy": name, "budget": budget} for name, budget in table.missing],
@@ -122,6 +123,10 @@ def _section(table: Table) -> list[str]:
     lines.append(f"{'; '.join(devices)}; {config['dtype']}; {decode}; {table.count} records; {what}.")
     if table.left:
         lines.append(f"{table.left} records are not in all rows and are left out.")
+    if table.cut:
+        most = config.get("max_prompt")
+        room = "the model takes beside the new tokens" if most is None else f"{most} tokens"
+        lines.append(f"{table.cut} prompts were longer than {room} and were cut in the middle.")
     if table.stopped:
         lines.append(f"{table.stopped} runs were stopped before they finished.")
     if table.few:

@@ -66,6 +66,12 @@ class Table:
         return sum(not run.whole for row in self.rows for run in row.runs)
 
     @property
+    def cut(self) -> int:
+        """Records whose prompts were longer than the model or --max-prompt takes; all rows have the same prompts."""
+        records = self.rows[0].runs[0].records
+        return sum(bool(records[key].get("cut_tokens")) for key in self.keys)
+
+    @property
     def count(self) -> int:
         """Records that all rows have."""
         return len(self.keys)

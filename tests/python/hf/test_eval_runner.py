@@ -314,6 +314,13 @@ def test_another_model_of_the_same_shape(model, data, tmp_path, capsys):
     assert call(capsys, *given, "full", "--resume")[0] == 0
 
 
+def test_a_prompt_that_is_cut_is_said(model, data, tmp_path, capsys):
+    status, out, _ = call(capsys, model, data, tmp_path, "--limit", "1", "--max-prompt", "300", "--subset", "qasper")
+    assert status == 0 and out.endswith("%); 1 prompts were cut in the middle\n")
+    status, out, _ = call(capsys, model, data, tmp_path / "whole", "--limit", "1", "--subset", "qasper")
+    assert status == 0 and out.endswith("%)\n")
+
+
 def test_a_policy_keeps_the_decode_rule_it_names(model, data, tmp_path, capsys):
     ran(capsys, model, data, tmp_path, "--limit", "1", "--policy", "uncomp:decode=grow")
     ends = [
