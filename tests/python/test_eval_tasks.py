@@ -202,6 +202,15 @@ def test_ruler_refuses(tokenizer, essays):
         make("ruler", tokenizer, essays, subsets=["niah_single_1"], lengths=[10])
 
 
+def test_ruler_needs_enough_words(tokenizer, tmp_path):
+    """Three words make six keys of two, and a haystack of needles wants hundreds."""
+    (tmp_path / "a.txt").write_text("four. five. three.\n" * 50)
+    with pytest.raises(ValueError, match=r"different words of 4 to 9 letters; 3 do not make enough pairs"):
+        make("ruler", tokenizer, tmp_path, subsets=["niah_multikey_2"], lengths=[2000])
+    with pytest.raises(ValueError, match=r"must have 10 different words of 4 to 9 letters; got 3"):
+        make("ruler", tokenizer, tmp_path, subsets=["cwe"], lengths=[2000])
+
+
 def test_ruler_counts_are_the_published_ones():
     text = shared_data("ruler/synthetic.yaml").read_text()
     for name, kind in ruler.RETRIEVAL.items():

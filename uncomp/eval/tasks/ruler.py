@@ -17,6 +17,7 @@ from uncomp.eval.tasks.hay import Hay, essays, insert, place
 from uncomp.eval.tasks.ruler_lists import Made, draw_words, random_uuid
 
 FRAME = 60  # tokens left for a chat frame
+TRIES = 1000  # draws for a key or value that is not there yet
 LENGTH = 4096
 FILLER = "The lamp is lit. Rain falls on the roof. A dog sleeps by the door. The night goes on."
 NEED_DATA = ("qa_1", "qa_2")
@@ -178,11 +179,15 @@ class _Maker:
         taken: set[str] = set()
 
         def fresh(what: str) -> str:
-            while True:
+            for _ in range(TRIES):
                 value = self._value(what, draw)
                 if value not in taken:
                     taken.add(value)
                     return value
+            raise ValueError(
+                f"uncomp eval: the essays must have more different words of 4 to 9 letters; {len(self.pool)} do not "
+                "make enough pairs"
+            )
 
         pairs = [(fresh(kind.key), [fresh(kind.value) for _ in range(kind.values)]) for _ in range(kind.keys)]
         asked = draw.sample(pairs, kind.asked)

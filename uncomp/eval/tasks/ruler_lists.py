@@ -74,7 +74,7 @@ def common_words(draw: random.Random, size: int, pool: Sequence[str]) -> Made:
     times = min(COMMON_TIMES, max(4, entries // (2 * COMMON)))
     other_times = min(OTHER_TIMES, max(1, times // 4))
     others = max(1, (entries - COMMON * times) // other_times)
-    words = draw_words(draw, pool, min(len(pool), COMMON + others))
+    words = draw_words(draw, pool, min(max(len(pool), COMMON), COMMON + others))
     common, rest = words[:COMMON], words[COMMON:]
     listed = common * times + rest * other_times
     draw.shuffle(listed)
