@@ -154,6 +154,21 @@ def test_a_folder_that_holds_something_and_a_compressed_model_are_refused(source
     assert status == 2 and "is compressed already" in err
 
 
+def rerank(folder, rank_k, rank_v):
+    """Other ranks in a checkpoint's record."""
+    path = folder / "uncomp_lorc.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_k": rank_k, "rank_v": rank_v}))
+
+
+def without(folder, name):
+    """One tensor leaves a checkpoint's factors."""
+    from safetensors.torch import load_file, save_file
+
+    factors = load_file(folder / "uncomp_lorc.safetensors")
+    del factors[name]
+    save_file(factors, folder / "uncomp_lorc.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -161,6 +176,17 @@ def test_a_folder_that_holds_something_and_a_compressed_model_are_refused(source
         (lambda p: (p / "uncomp_lorc.json").write_text('{"version": 9}'), "version 9 is not 1"),
         (lambda p: (p / "uncomp_lorc.safetensors").write_bytes(b"x" * 40), "cannot be read"),
         (lambda p: (p / "uncomp_lorc.safetensors").unlink(), "cannot be read"),
+        (lambda p: rerank(p, [None, None], [None, None]), "no more; got model.layers.0.self_attn.k_proj.basis"),
+        (lambda p: rerank(p, [48, 16], [64, None]), r"cannot be read .*none of both; got \(16, None\)"),
+        (lambda p: rerank(p, [48, -16], [64, 32]), r"cannot be read .*multiples of 16, .*; got \(-16, 32\)"),
+        (
+            lambda p: without(p, "model.layers.1.self_attn.k_proj.bias"),
+            "must hold model.layers.1.self_attn.k_proj.bias",
+        ),
+        (
+            lambda p: without(p, "model.layers.1.self_attn.o_proj.bias"),
+            "must hold model.layers.1.self_attn.o_proj.bias",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(written, tmp_path, damage, text):

@@ -86,7 +86,7 @@ class LorcConfig(CheckedFields):
             ranks = getattr(self, name)
             ranks = (ranks,) if isinstance(ranks, int) else ranks
             wanted = f"a positive multiple of {STEP}, or one a layer"
-            self._require(name, ranks is None or (isinstance(ranks, tuple) and all(map(_rank, ranks))), wanted)
+            self._require(name, ranks is None or (isinstance(ranks, tuple) and all(map(is_rank, ranks))), wanted)
         given = sum(rank is not None for rank in (self.rank_k, self.rank_v))
         self._require("threshold", self.threshold is None or _positive(self.threshold), "a number of at least 0")
         self._require("threshold", self.threshold is None or given < 2, "left out where both ranks are given")
@@ -154,5 +154,6 @@ def _positive(value: Any) -> bool:
     return _number(value) and value >= 0
 
 
-def _rank(value: Any) -> bool:
+def is_rank(value: Any) -> bool:
+    """Whether a value is a rank that kernels take."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % STEP == 0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from uncomp import latent
 from uncomp.transforms.lorc.apply import check_key_mode, joined, set_codec
-from uncomp.transforms.lorc.config import LorcConfig
+from uncomp.transforms.lorc.config import STEP, LorcConfig, is_rank
 from uncomp.transforms.lorc.handle import LorcHandle
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt
 from uncomp.transforms.lorc.places import FUSED, NAMES, Places
@@ -118,7 +118,7 @@ def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle
         raise ValueError(f'{_BAD}: folder "{folder}" is of layers {layers}; the model has {places.layers}')
     places.check()
     names = {id(module): name for name, module in model.named_modules()}
-    made = []
+    made, known = [], set()
     with _opened(Path(folder)) as factors, torch.no_grad():
         for i, index in enumerate(layers):
             if ranks.key[i] is None:
@@ -127,6 +127,10 @@ def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle
             attention = places.attention(index)
             prefix = names[id(attention)]
             made.append((attention, _modules(places, attention, prefix, ranks, i, config, factors)))
+            known |= {f"{prefix}.{name}.{key}" for name, module in made[-1][1].items() for key in module.state_dict()}
+        spare = sorted(set(factors.keys()) - known)
+    if spare:  # left out, they would leave projections as from_pretrained made them up
+        raise ValueError(f"{_BAD}: {FACTORS} must hold what the ranks in {RECORD} say and no more; got {spare[0]}")
     handle = LorcHandle(places, config, ranks, [], keeps=False)
     for attention, modules in made:
         handle.replace(attention, modules)
@@ -142,6 +146,9 @@ def _record(folder: Path) -> tuple[LorcConfig, Ranks, list[int]]:
         layers = [int(i) for i in record["layers"]]
         if not len(ranks.key) == len(ranks.value) == len(layers):
             raise ValueError("ranks and layers differ in number")
+        for pair in zip(ranks.key, ranks.value, strict=True):
+            if pair != (None, None) and not all(map(is_rank, pair)):
+                raise ValueError(f"ranks must be multiples of {STEP}, or none of both; got {pair}")
         return LorcConfig.from_dict(record["config"]), ranks, layers
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{_BAD}: "{folder / RECORD}" cannot be read ({_line(error)})') from error
@@ -165,20 +172,23 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     shape, have = places.shape, set(factors.keys())
     dim, heads, queries = shape.head_dim, shape.num_kv_heads, shape.num_q_heads
     rank_k, rank_v = ranks.key[i], ranks.value[i]
-    like = {name: places.projection(attention, name).weight for name in NAMES}
+    whole = {name: places.projection(attention, name) for name in NAMES}
+    like = {name: projection.weight for name, projection in whole.items()}
+    biased = {name for name, projection in whole.items() if projection.bias is not None}
     width, out = like["k_proj"].shape[1], like["o_proj"].shape[0]
 
-    def read(name: str, key: str, *wanted: int, optional: bool = False) -> Tensor | None:
+    def read(name: str, key: str, *wanted: int) -> Tensor:
         inside = places.fused(attention) and name != "o_proj"
         full = f"{prefix}.{FUSED}.{name}.{key}" if inside else f"{prefix}.{name}.{key}"
         if full not in have:
-            if optional:
-                return None
             raise ValueError(f"{_BAD}: {FACTORS} must hold {full}; it does not")
         tensor = factors.get_tensor(full)
         if tensor.shape != wanted:
             raise ValueError(f"{_BAD}: {full} must be {list(wanted)}; got {list(tensor.shape)}")
         return tensor
+
+    def bias_of(name: str, channels: int, *sources: str) -> Tensor | None:
+        return read(name, "bias", channels) if biased & set(sources) else None
 
     made = {}
     together = config.heads_together(heads)
@@ -186,7 +196,7 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     def rebuilt(name: str, rank: int) -> Rebuilt:
         down = read(name, "down", heads * rank, width)
         basis = read(name, "basis", heads // together, rank * together, dim * together)
-        return Rebuilt(down, basis, read(name, "bias", heads * dim, optional=True), like[name])
+        return Rebuilt(down, basis, bias_of(name, heads * dim, name), like[name])
 
     if config.key_mode == "rebuild":
         made["k_proj"] = rebuilt("k_proj", rank_k)
@@ -198,7 +208,7 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     else:
         narrow = read("k_proj", "down", heads * rank_k, width)
         made["k_proj"] = PaddedProjection(narrow, None, heads, dim, like["k_proj"])
-        bias = read("q_proj", "bias", queries * rank_k, optional=True)
+        bias = bias_of("q_proj", queries * rank_k, "q_proj")
         down = read("q_proj", "down", queries * rank_k, width)
         made["q_proj"] = PaddedProjection(down, bias, queries, dim, like["q_proj"])
     if together > 1:
@@ -206,7 +216,7 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
     else:
         down = read("v_proj", "down", heads * rank_v, width)
         made["v_proj"] = PaddedProjection(down, None, heads, dim, like["v_proj"])
-        weight, bias = read("o_proj", "weight", out, queries * rank_v), read("o_proj", "bias", out, optional=True)
+        weight, bias = read("o_proj", "weight", out, queries * rank_v), bias_of("o_proj", out, "o_proj", "v_proj")
         made["o_proj"] = FoldedOutput(weight, bias, queries, dim, like["o_proj"])
     set_codec(places, attention, made)
     return joined(places, attention, made)
