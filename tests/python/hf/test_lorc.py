@@ -162,7 +162,37 @@ def test_a_copy_of_a_compressed_model_stands_alone():
     assert torch.equal(logits(twin), want)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_removal_follows_a_model_that_was_moved(family):
+    model = tiny_model(family, num_hidden_layers=1)
+    want = copy.deepcopy(model).bfloat16()
+    handle = lorc.compress(model)
+    model.bfloat16()
+    handle.remove()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(model), logits(want))
+
+
+def test_removal_keeps_the_weights_of_a_model_that_was_emptied():
+    model = tiny_model("llama", num_hidden_layers=1)
+    key = model.model.layers[0].self_attn.k_proj.weight
+    want, handle = key.detach().clone(), lorc.compress(model)
+    model.to("meta")
+    handle.remove()
+    assert model.model.layers[0].self_attn.k_proj.weight is key and torch.equal(key, want)
+
+
 # ---- refusals, the model untouched
+@pytest.mark.parametrize("fields", [{"schedule": "uniform"}, {"rank_k": 32, "rank_v": 32, "svd": "randomised"}, {}])
+def test_weights_that_are_not_finite_are_refused(fields):
+    model = tiny_model("llama", num_hidden_layers=2)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^uncomp\.lorc: v_proj of layer 1 must be finite; got NaN or infinity"):
+        lorc.compress(model, lorc.LorcConfig(**fields))
+    assert type(model.model.layers[0].self_attn.k_proj) is torch.nn.Linear and not hasattr(model.model, "_uncomp_lorc")
+
+
 def test_a_second_compression_is_refused_and_weights_that_went_cannot_come_back():
     model = tiny_model("llama", num_hidden_layers=1)
     handle = lorc.compress(model, keep_weights=False)

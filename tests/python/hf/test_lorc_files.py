@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -208,3 +209,17 @@ def test_a_checkpoint_of_another_model_is_refused_and_that_is_untouched(written,
     assert type(wide.model.layers[0].self_attn.k_proj) is torch.nn.Linear
     with pytest.raises(ValueError, match=r"^uncomp\.lorc\.load: folder .* must hold uncomp_lorc\.json"):
         lorc.load(source)
+
+
+def test_a_compressed_model_is_saved_by_its_handle_alone(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=1)
+    handle = lorc.compress(model, lorc.LorcConfig(granularity="layer"))
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(NotImplementedError, match=r"^uncomp\.lorc: model\.save_pretrained .* of the handle"):
+            one.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    handle.save_pretrained(tmp_path / "small")
+    handle.remove()
+    model.save_pretrained(tmp_path / "whole")
+    again = type(model).from_pretrained(tmp_path / "whole")
+    assert torch.equal(logits(again), logits(model))

@@ -48,7 +48,8 @@ def compress(
         a handle: `.remove()` gives the very same weights back.
     Raises:
         TypeError: no LorcConfig, or no model of transformers.
-        ValueError: ranks that do not fit the model, a model that is compressed already, missing or bad calibration.
+        ValueError: ranks that do not fit the model, a model that is compressed already, missing or bad calibration,
+            weights that are not finite.
         NotImplementedError: a model or projection that cannot be split, with the reason. The model is untouched then.
     Source: docs/policies.md "LoRC".
     """
@@ -59,6 +60,7 @@ def compress(
     if getattr(places.stack, latent.MARK, None) is not None:
         raise ValueError("uncomp.lorc.compress: the model is compressed already; call .remove() on its handle first")
     places.check()
+    places.check_finite()
     config.heads_together(places.shape.num_kv_heads)
     for index in places.layers:
         check_key_mode(places, index, config.key_mode)

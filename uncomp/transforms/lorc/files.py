@@ -80,7 +80,7 @@ def save(
     rest = {key: tensor for key, tensor in model.state_dict().items() if key not in factors}
     partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
     try:
-        model.save_pretrained(partial, state_dict=rest)
+        type(model).save_pretrained(model, partial, state_dict=rest)  # the model's own refuses
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         save_file(factors, partial / FACTORS)

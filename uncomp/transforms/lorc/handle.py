@@ -31,6 +31,7 @@ class LorcHandle:
         self._before: list[tuple[torch.nn.Module, str, torch.nn.Module, torch.device]] = []
         self._bytes = [0, 0]  # of weights before and after
         setattr(places.stack, latent.MARK, self)
+        vars(places.model)["save_pretrained"] = _refuse_to_save  # a plain function: copies of the model have it too
 
     def replace(self, attention: torch.nn.Module, made: dict[str, torch.nn.Module]) -> None:
         """Puts modules in the place of a layer's projections, whose weights move to the host's memory or are let go."""
@@ -49,7 +50,9 @@ class LorcHandle:
             setattr(attention, name, module)
 
     def remove(self) -> None:
-        """Gives back the very same weights, on the device where they were; a second call does nothing.
+        """Gives back the very same weights; a second call does nothing.
+
+        Of a model that was moved meanwhile (`model.to`) they go where the factors are, in the dtype of these.
 
         Raises:
             RuntimeError: they were not kept.
@@ -60,9 +63,12 @@ class LorcHandle:
             raise RuntimeError("uncomp.lorc: the original weights were not kept; load the model again")
         while self._before:
             attention, name, module, device = self._before.pop()
-            _move(module, device)
+            like = next(getattr(attention, name).parameters())
+            # On "meta" nothing would be left of them: an offloaded model gets them where they were.
+            _move(module, device if like.device.type == "meta" else like.device, like.dtype)
             setattr(attention, name, module)
         delattr(self._places.stack, latent.MARK)
+        vars(self._places.model).pop("save_pretrained", None)
 
     def let_go(self) -> None:
         """Frees the replaced weights: from now on the factors cannot be removed."""
@@ -115,6 +121,14 @@ def _bytes_of(module: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _move(module: torch.nn.Module, device: torch.device) -> None:
+def _move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
     for parameter in module.parameters():  # the parameters stay the same objects, with the same bits
-        parameter.data = parameter.data.to(device)
+        parameter.data = parameter.data.to(device, dtype)
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    """What `model.save_pretrained` is while a model has factors: from_pretrained would make up the weights it lacks."""
+    raise NotImplementedError(
+        "uncomp.lorc: model.save_pretrained writes a folder that cannot be loaded again while the projections are of "
+        "low rank; use save_pretrained of the handle that compress or attach gave"
+    )

@@ -96,14 +96,25 @@ class Places:
                     f"queries, keys and values; got {got}"
                 )
 
+    def check_finite(self) -> None:
+        """Refuses keys and values that have no singular values.
+
+        Raises:
+            ValueError: names the layer and the projection.
+        """
+        for index in self.layers:
+            for name in ("k_proj", "v_proj"):
+                if not self.projection(self.attention(index), name).weight.isfinite().all():
+                    raise ValueError(f"uncomp.lorc: {name} of layer {index} must be finite; got NaN or infinity")
+
     @staticmethod
     def _check_one(where: str, found: Any, uses: Counter) -> None:
         if found is None:
             raise NotImplementedError(f"{where} is missing; the attention must have {', '.join(NAMES)} or {FUSED}")
         if type(found) is not torch.nn.Linear:
             raise NotImplementedError(
-                f"{where} is a {type(found).__name__}; only torch.nn.Linear can be split, not quantised or "
-                "adapted weights"
+                f"{where} is a {type(found).__name__} of {type(found).__module__}; only torch.nn.Linear can be split, "
+                "not quantised or adapted weights"
             )
         weight = found.weight
         if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
