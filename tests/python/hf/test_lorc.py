@@ -121,6 +121,16 @@ def test_whitening_lowers_the_error_on_the_tokens_it_saw(family):
     assert torch.equal(logits(model), want)
 
 
+def test_calibration_knows_no_dropout():
+    tokens, made = prompt()[0], []
+    for training in (False, True):
+        model = tiny_model("llama", num_hidden_layers=2, attention_dropout=0.5).train(training)
+        lorc.compress(model, lorc.LorcConfig(rho=0.5, whiten="calib"), calibration=tokens)
+        assert model.training is training and model.model.layers[1].mlp.training is training
+        made.append(model.model.layers[1].self_attn.k_proj.down)
+    assert torch.equal(*made)
+
+
 def test_weights_shrink_and_are_counted():
     """E 256, Hq 8, Hkv 4, D 64, half rank: keys 4 (256 * 32 + 32 * 64), values 256 * 128, output 256 * 256 numbers."""
     model = tiny_model("llama", num_hidden_layers=1, hidden_size=256)

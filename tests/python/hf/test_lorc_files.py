@@ -223,3 +223,30 @@ def test_a_compressed_model_is_saved_by_its_handle_alone(tmp_path):
     model.save_pretrained(tmp_path / "whole")
     again = type(model).from_pretrained(tmp_path / "whole")
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("out", ["/proc/uncomp", "a" * 300])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(source, capsys, monkeypatch, out):
+    monkeypatch.setattr("uncomp.hf.load.load_model", lambda *args, **kwargs: pytest.fail("the model was read"))
+    status, _, err = run(capsys, "lorc", "--model", source, "--out", out)
+    assert status == 2 and err.startswith(f'uncomp.lorc: folder "{out}" cannot be written (') and err.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(source, tmp_path, capsys, monkeypatch):
+    def full(factors, path):
+        path.write_bytes(b"the beginning")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    status, _, err = run(capsys, "lorc", "--model", source, "--rho", "0.5", "--out", tmp_path / "x", "--device", "cpu")
+    assert status == 2 and "cannot be written (OSError: [Errno 28] No space left on device)" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_may_be_empty_or_a_link_to_an_empty_one(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=1)
+    handle = lorc.compress(model)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    handle.save_pretrained(tmp_path / "link")
+    assert lorc.is_checkpoint(tmp_path / "empty") and len(list(tmp_path.iterdir())) == 2

@@ -34,6 +34,7 @@ def output_moments(
         raise ValueError(f"uncomp.lorc.compress: calibration must be tokens from 0 to {most - 1}; got others")
     heads, dim = places.shape.num_kv_heads // together, places.shape.head_dim * together
     moments, hooks = [], []
+    training = [module for module in places.model.modules() if module.training]
 
     def add(module: torch.nn.Module, output: Tensor, part: tuple[int, int], total: Tensor) -> None:
         start, end = part
@@ -58,6 +59,7 @@ def output_moments(
                 hooks.append(module.register_forward_hook(hook))
                 pair.append(total)
             moments.append(tuple(pair))
+        places.model.eval()  # no dropout
         device = places.model.get_input_embeddings().weight.device
         for i, row in enumerate(tokens):
             places.stack(input_ids=row.unsqueeze(0).to(device), use_cache=False)
@@ -65,6 +67,8 @@ def output_moments(
     finally:
         for hook in hooks:
             hook.remove()
+        for module in training:
+            module.training = True
     for i, pair in enumerate(moments):
         if not all(total.isfinite().all() for total in pair):
             raise ValueError(f"uncomp.lorc.compress: calibration gave NaN or infinity in layer {places.layers[i]}")

@@ -40,13 +40,28 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: it holds something already, is a file, or lies in no folder.
+        OSError: nothing can be written there.
     """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f'uncomp.lorc: folder "{folder}" must be new or empty; it holds something')
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f'uncomp.lorc: folder "{folder}" must lie in a folder that exists; it does not')
+    try:
+        path = Path(folder).resolve()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f'uncomp.lorc: folder "{folder}" must be new or empty; it holds something')
+        if not path.parent.is_dir():
+            raise ValueError(f'uncomp.lorc: folder "{folder}" must lie in a folder that exists; it does not')
+        partial = _partial(path)  # tried out now, because what comes before the writing may take minutes
+        partial.mkdir()
+        partial.rmdir()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial.{os.getpid()}")
+
+
+def _unwritable(folder: str | os.PathLike[str], error: Exception) -> OSError:
+    return OSError(f'uncomp.lorc: folder "{folder}" cannot be written ({_line(error)})')
 
 
 def save(
@@ -55,8 +70,9 @@ def save(
     """Writes a compressed model; nothing is left behind if that fails.
 
     Raises:
-        ValueError: see check_target.
+        ValueError, OSError: see check_target; or the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = check_target(folder)
@@ -78,7 +94,7 @@ def save(
         for key, tensor in module.state_dict().items()
     }
     rest = {key: tensor for key, tensor in model.state_dict().items() if key not in factors}
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    partial = _partial(path)
     try:
         type(model).save_pretrained(model, partial, state_dict=rest)  # the model's own refuses
         if tokenizer is not None:
@@ -95,6 +111,8 @@ def save(
         if path.is_dir():
             path.rmdir()
         partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

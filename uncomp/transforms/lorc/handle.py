@@ -105,7 +105,8 @@ class LorcHandle:
         Args:
             folder: new or empty. tokenizer: written beside the model where it is given; `load` needs one.
         Raises:
-            ValueError: the folder holds something already. RuntimeError: the factors were removed.
+            ValueError: the folder holds something already. OSError: it cannot be written.
+            RuntimeError: the factors were removed.
             NotImplementedError: prompts run exactly, on weights that a checkpoint of factors does not have.
         """
         from uncomp.transforms.lorc.files import save  # which builds handles
