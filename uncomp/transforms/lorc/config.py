@@ -69,11 +69,11 @@ class LorcConfig(CheckedFields):
             ("kappa", ("layer", "per_head_mean")),
             ("key_mode", ("rebuild", "absorb")),
             ("whiten", (None, "calib")),
-            ("exact_prefill", (True, False)),
             ("svd", ("exact", "randomised")),
         ):
             wanted = "one of " + ", ".join(map(repr, allowed))
             self._require(name, getattr(self, name) in allowed, wanted)
+        self._require("exact_prefill", isinstance(self.exact_prefill, bool), "True or False")
         wanted = '"head", "layer" or "group:s" with s of at least 2'
         self._require("granularity", _granularity(self.granularity), wanted)
         self._require(
@@ -143,7 +143,9 @@ def _granularity(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     size = value.removeprefix("group:")
-    return value in ("head", "layer") or (size != value and size.isdecimal() and size[0] != "0" and int(size) > 1)
+    return value in ("head", "layer") or (
+        size != value and size.isascii() and size.isdecimal() and size[0] != "0" and int(size) > 1
+    )
 
 
 def _share(value: Any) -> bool:
