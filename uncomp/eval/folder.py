@@ -40,7 +40,9 @@ def digest(values: dict[str, Any]) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed or git is missing."""
+    """UNCOMP_COMMIT, else the commit of the checkout that this package runs from; None without either."""
+    if named := os.environ.get("UNCOMP_COMMIT"):
+        return named
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
