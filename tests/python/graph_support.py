@@ -11,6 +11,18 @@ import uncomp
 
 NEW = 14
 SMALL = {"budget": 48, "groups": 2}
+WAYS = {  # a step that differs in what it does to the cache, by name
+    "uncomp": {},
+    "grows": {"decode": "grow", "max_new_tokens": 64},
+    "covers": {"budget": 400},
+    "query_head": {"rows": "query_head"},
+    "model": {"group_scope": "model"},
+    "adakv": {"policy": "adakv"},
+    "h2o": {"policy": "h2o"},
+    "tova": {"policy": "tova"},
+    "streaming_llm": {"policy": "streaming_llm"},
+    "full": {"policy": "full"},
+}
 
 
 class _Log(TorchDispatchMode):

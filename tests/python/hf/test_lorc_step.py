@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from graph_support import NEW, both, padded, patched, prompt, run
+from graph_support import NEW, WAYS, both, padded, patched, prompt, run
 from lorc_support import by_torch, with_biases
 
 import uncomp
@@ -20,19 +20,7 @@ from uncomp.testing import tiny_model
 
 pytestmark = pytest.mark.hf
 
-POLICIES = {
-    "uncomp": {},
-    "grows": {"decode": "grow", "max_new_tokens": 64},
-    "covers": {"budget": 400},
-    "query_head": {"rows": "query_head"},
-    "model": {"group_scope": "model"},
-    "adakv": {"policy": "adakv"},
-    "h2o": {"policy": "h2o"},
-    "tova": {"policy": "tova"},
-    "streaming_llm": {"policy": "streaming_llm"},
-    "full": {"policy": "full"},
-    "pruned": {"prefill": {"stages": [0, 1], "n_min": 24}},
-}
+POLICIES = {**WAYS, "pruned": {"prefill": {"stages": [0, 1], "n_min": 24}}}
 
 
 def low_rank(family: str = "qwen2", device: str = "cpu", **fields):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from graph_support import NEW, both, padded, patched, prompt, run
+from graph_support import NEW, WAYS, both, padded, patched, prompt, run
 
 from uncomp.graph import Once
 from uncomp.testing import tiny_model, tiny_model_types
@@ -19,19 +19,10 @@ pytestmark = pytest.mark.hf
 
 
 POLICIES = {
-    "uncomp": {},
-    "grows": {"decode": "grow", "max_new_tokens": 64},
-    "covers": {"budget": 400},
-    "query_head": {"rows": "query_head"},
+    **WAYS,
     "deleted": {"delete_heads": 1, "groups": 1},
     "deleted_grows": {"delete_heads": 2, "groups": 1, "rows": "query_head", "decode": "grow", "max_new_tokens": 64},
-    "model": {"group_scope": "model"},
     "snapkv": {"policy": "snapkv"},
-    "adakv": {"policy": "adakv"},
-    "h2o": {"policy": "h2o"},
-    "tova": {"policy": "tova"},
-    "streaming_llm": {"policy": "streaming_llm"},
-    "full": {"policy": "full"},
     "pruned": {"prefill": {"stages": [0, 2, 3], "n_min": 24}},
 }
 
