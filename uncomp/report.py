@@ -27,7 +27,8 @@ class Ledger:
     kv_bytes: int
     state_bytes: int
     other_bytes: int
-    token_bytes: int  # keys and values of one token and KV head
+    token_bytes: int  # keys and values of one token and KV head at full width
+    slot_bytes: list[int]  # what a layer stores for one token of one of its rows: less for latents
     road: str | None  # how steps come to keys
     reached: list[list[int]] | None  # [L][B] tokens of the prompt that reached each layer, where it was pruned
 
@@ -61,6 +62,7 @@ def ledger_of(cache) -> Ledger:
         state_bytes=sum(r.state_bytes for r in ragged),
         other_bytes=sum(t.numel() * t.element_size() for t in states),
         token_bytes=token,
+        slot_bytes=[(r.key_rows.shape[-1] + r.value_rows.shape[-1]) * r.key_rows.element_size() for r in ragged],
         road=max(filter(None, map(road, ragged)), default=None),  # "torch: why" before "kernel"
         reached=shared.reached,
     )

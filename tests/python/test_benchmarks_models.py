@@ -170,36 +170,3 @@ def test_quality_of_pruned_prompts(tmp_path, monkeypatch, capsys):
     assert short["pruned"]["stored_tokens"] == (300 + 180 * 2 + 60) / 4
     assert short["pruned"]["loss"] != pytest.approx(whole["pruned"]["loss"], abs=1e-6)
     assert short["newest"]["loss"] != pytest.approx(short["pruned"]["loss"], abs=1e-6)
-
-
-def test_quality_of_low_rank(tmp_path, monkeypatch, capsys):
-    """A row for the model as it is and for each kind of factors; whole rank loses nothing; shared rows run alone."""
-    import lorc_quality
-
-    from uncomp.hf import load
-    from uncomp.testing import tiny_model, tiny_tokenizer
-
-    model, tokenizer = tiny_model("llama", vocab_size=260, num_hidden_layers=2), tiny_tokenizer()
-    pieces = lorc_quality.pieces_of(torch.arange(100), 3, 20)
-    assert pieces[:, 0].tolist() == [0, 40, 80] and torch.equal(pieces[1], torch.arange(40, 60))
-    (tmp_path / "text.txt").write_text("All that is gold does not glitter. " * 40)
-    monkeypatch.setattr(load, "load_model", lambda *args, **kwargs: (model, tokenizer))
-    call = ["--model", "tiny", "--text", str(tmp_path / "text.txt"), "--calibrate", str(tmp_path / "text.txt")]
-    call += ["--prefix", "200", "--continuation", "4", "--windows", "2", "--needles", "1", "--samples", "2"]
-    call += ["--seqlen", "40", "--device", "cpu", "--json", str(tmp_path / "rows.json"), "--budget", "0.3"]
-    assert (
-        lorc_quality.main([*call, "--rho", "1", "0.5", "--schedules", "uniform", "--granularity", "head", "layer"]) == 0
-    )
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    named = [(row["rho"], row.get("factors"), row.get("granularity")) for row in rows]
-    assert named == [
-        (None, None, None),
-        *((rho, kind, grain) for kind in ("whitened", "plain") for grain in ("head", "layer") for rho in (1.0, 0.5)),
-    ]
-    whole, half = rows[1], rows[2]
-    for way in ("full", "uncomp"):
-        assert whole[way]["loss"] == pytest.approx(rows[0][way]["loss"], abs=1e-4)
-        assert half[way]["loss"] != pytest.approx(rows[0][way]["loss"], abs=1e-4)
-    assert rows[0]["full"]["stored_tokens"] == 200 and rows[0]["uncomp"]["stored_tokens"] == 60
-    assert [("uncomp" in row) for row in rows] == [row.get("granularity") != "layer" for row in rows]
-    assert capsys.readouterr().out.count("\n") == 2 + len(rows)

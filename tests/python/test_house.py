@@ -196,6 +196,7 @@ MAY_IMPORT = {
     "transforms": {"transforms.lorc"},
     "transforms.lorc": {
         "transforms.lorc.apply",
+        "transforms.lorc.calibrated",
         "transforms.lorc.config",
         "transforms.lorc.files",
         "transforms.lorc.handle",
@@ -208,7 +209,7 @@ MAY_IMPORT = {
     "transforms.lorc.constants": {"latent"},
     "transforms.lorc.modules": {"latent"},
     "transforms.lorc.places": {"config", "models", "transforms.lorc.modules"},
-    "transforms.lorc.calibrated": {"transforms.lorc.places"},
+    "transforms.lorc.calibrated": {"latent", "transforms.lorc.config", "transforms.lorc.places"},
     "transforms.lorc.handle": {
         "latent",
         "transforms.lorc.config",

@@ -117,7 +117,8 @@ def run(
     ends = [next((i + 1 for i, t in enumerate(row) if t in eos), len(row)) for row in new_tokens]
     ledger = ledger_of(cache)
     finals = _stored(cache)
-    slots = [sum(layer.ragged.slots[i] for layer in cache.uncomp.layers) for i in range(len(prompts))]
+    sizes = ledger.slot_bytes
+    slots = [[layer.ragged.slots[i] for layer in cache.uncomp.layers] for i in range(len(prompts))]
     batch, made = len(prompts), []
     begin = _mean(meter.stored)
     for i, (prompt, n) in enumerate(zip(prompts, ends, strict=True)):
@@ -135,9 +136,9 @@ def run(
                 context=None if context is None else context[i],
                 end=held / rows if rows else begin[i],
                 bytes={
-                    "kv": held * ledger.token_bytes + other,
-                    "votes": ledger.state_bytes * slots[i] // max(sum(slots), 1),
-                    "allocated": slots[i] * ledger.token_bytes + other,
+                    "kv": sum(int(f.sum()) * size for f, size in zip(final, sizes, strict=True)) + other,
+                    "votes": ledger.state_bytes * sum(slots[i]) // max(sum(map(sum, slots)), 1),
+                    "allocated": sum(n * size for n, size in zip(slots[i], sizes, strict=True)) + other,
                     "full": full + other,
                 },
                 prefill_seconds=meter.first / batch,

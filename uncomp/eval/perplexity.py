@@ -143,9 +143,9 @@ def _held(cache: Any) -> tuple[float, dict[str, int]]:
     """Mean tokens of a row, and bytes as `ContinuationScore` has them."""
     ledger = ledger_of(cache)
     stats = stats_of(ledger)
-    tokens = sum(int(n.sum()) for n in ledger.row_len)
+    held = sum(int(n.sum()) * size for n, size in zip(ledger.row_len, ledger.slot_bytes, strict=True))
     return stats["stored_tokens_mean"], {
-        "kv": tokens * ledger.token_bytes + ledger.other_bytes,
+        "kv": held + ledger.other_bytes,
         "votes": ledger.state_bytes,
         "allocated": ledger.kv_bytes + ledger.other_bytes,
         "full": stats["full_cache_bytes"] + ledger.other_bytes,

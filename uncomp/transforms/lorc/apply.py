@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uncomp import latent
 from uncomp.transforms.lorc import factors
-from uncomp.transforms.lorc.calibrated import output_moments
+from uncomp.transforms.lorc.calibrated import Calibration, output_moments
 from uncomp.transforms.lorc.config import LorcConfig
 from uncomp.transforms.lorc.constants import key_constants
 from uncomp.transforms.lorc.handle import LorcHandle
@@ -26,7 +26,7 @@ def compress(
     model: torch.nn.Module,
     config: LorcConfig | None = None,
     *,
-    calibration: Tensor | None = None,
+    calibration: Tensor | Calibration | None = None,
     keep_weights: bool = True,
     progress: Progress | None = None,
 ) -> LorcHandle:
@@ -41,7 +41,8 @@ def compress(
     Args:
         model: a causal language model of a supported family with q_proj, k_proj, v_proj and o_proj.
         config: default LorcConfig().
-        calibration: [N, S] int64 tokens, for whiten="calib": N forwards of the decoder.
+        calibration: for whiten="calib": [N, S] int64 tokens, N forwards of the decoder; or what `calibrate` made of
+            them on the same weights.
         keep_weights: the replaced weights move to the host's memory, so that they can come back; else they are let go.
         progress: called with a line of text after every layer.
     Returns:
@@ -67,6 +68,8 @@ def compress(
     if (calibration is None) != (config.whiten is None):
         got = "none" if calibration is None else "tokens"
         raise ValueError(f'uncomp.lorc.compress: calibration must be given exactly with whiten="calib"; got {got}')
+    if isinstance(calibration, Calibration):
+        calibration.check(places, config.heads_together(places.shape.num_kv_heads))
     if config.exact_prefill and not keep_weights:
         raise ValueError(
             "uncomp.lorc.compress: keep_weights must be True with exact_prefill, which uses them; got False"
@@ -82,9 +85,11 @@ def compress(
                 log_kappa.append(sum(factors.log_kappa(p.weight, heads, config.kappa) for p in pair))
                 say(f"condition numbers {i + 1}/{count}")
         ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
-        moments = (
-            None if calibration is None else output_moments(places, calibration, say, config.heads_together(heads))
-        )
+        moments = None
+        if isinstance(calibration, Calibration):
+            moments = calibration.moments
+        elif calibration is not None:
+            moments = output_moments(places, calibration, say, config.heads_together(heads))
         handle = LorcHandle(places, config, ranks, log_kappa)
         try:
             for i, index in enumerate(places.layers):

@@ -3,12 +3,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from uncomp import latent
+from uncomp.transforms.lorc.config import LorcConfig
 from uncomp.transforms.lorc.places import FUSED, Places
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model's projections gave on calibration tokens; serves any number of ranks and schedules.
+
+    Fields:
+        moments: of every compressible layer second moments of keys and values, two of [Hkv / together, D together,
+            D together] float64, sums over all tokens.
+        together: KV heads that count as one.
+    """
+
+    moments: Sequence[tuple[Tensor, Tensor]]
+    together: int = 1
+
+    def check(self, places: Places, together: int) -> None:
+        """Refuses moments of another model's shape, or of other groups of heads.
+
+        Raises:
+            ValueError: says what was wanted and what came.
+        """
+        wide = places.shape.head_dim * together
+        want = (len(places.layers), (places.shape.num_kv_heads // together, wide, wide))
+        shapes = {tuple(total.shape) for pair in self.moments for total in pair}
+        if (len(self.moments), shapes) != (want[0], {want[1]}):
+            raise ValueError(
+                f"uncomp.lorc.compress: calibration must be of {want[0]} layers of this model and of the config's "
+                f"granularity, moments {list(want[1])}; got {len(self.moments)} layers of {sorted(shapes)}"
+            )
+
+
+def calibrate(
+    model: torch.nn.Module,
+    tokens: Tensor,
+    *,
+    granularity: str = "head",
+    progress: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Runs calibration tokens once, for several calls of `compress` on the same model.
+
+    Args:
+        model: a causal language model that is not compressed.
+        tokens: [N, S] int64: N forwards of the decoder.
+        granularity: of the configs that are to come, as in `LorcConfig`.
+        progress: called with a line of text after every sequence.
+    Returns:
+        for the argument `calibration` of `compress`.
+    Raises:
+        TypeError, NotImplementedError: a model that cannot be compressed.
+        ValueError: bad tokens, a model that is compressed already, states that are not finite.
+    """
+    places = Places(model)
+    if getattr(places.stack, latent.MARK, None) is not None:
+        raise ValueError("uncomp.lorc.calibrate: the model is compressed already; call .remove() on its handle first")
+    places.check()
+    together = LorcConfig(granularity=granularity).heads_together(places.shape.num_kv_heads)
+    with torch.no_grad():
+        return Calibration(output_moments(places, tokens, progress or (lambda text: None), together), together)
 
 
 def output_moments(
