@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keys and values of low rank lose, alone and under eviction: loss of continuations, needles, LongBench.
 
-    python benchmarks/lorc_quality.py --model DIR --text FILE --calibrate FILE --needle NIAH --longbench LB --json rows.json
-    python benchmarks/lorc_quality.py --merge rows.json more.json
+    python benchmarks/lorc_quality.py --model DIR --text FILE --calibrate FILE --needle DIR --longbench DIR --json F
+    python benchmarks/lorc_quality.py --merge F ...
 
 One row a share of channels, schedule of the ranks and kind of factors, behind one of the model as it is; each with the
 full cache and with `uncomp` at a share of the tokens, over the same prompts. The model is loaded, prompts are tokenised
@@ -27,9 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BENCHMARKS = Path(__file__).resolve().parent
-sys.path[:0] = [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]
-sys.path.append(str(BENCHMARKS.parent))
+sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 from lorc_measured import DEPTHS, Measure, tokens_of
 from lorc_table import merged, table
 from run import commit

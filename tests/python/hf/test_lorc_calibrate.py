@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-
 from lorc_support import prompt
+
 from uncomp import UncompConfig, lorc, patch
 from uncomp.eval import batch, perplexity
 from uncomp.eval.prompts import Prompt

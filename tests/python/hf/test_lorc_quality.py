@@ -19,6 +19,7 @@ from uncomp.eval import sample
 from uncomp.hf import load
 from uncomp.testing import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.hf
 NEEDLE = {"needle": "The key is 4711.", "question": "What is the key?", "answer": "4711"}
 
 
