@@ -141,7 +141,7 @@ def _cache_arguments(parser: argparse.ArgumentParser) -> None:
         help="what heads are ordered by; default truncated",
     )
     group.add_argument("--profile", help="a calibrated profile, by file or name, instead of this prompt's entropies")
-    group.add_argument("--preset", choices=("tuned",), help="a combination of settings under one name")
+    group.add_argument("--preset", choices=("tuned", "tuned-hits"), help="a combination of settings under one name")
     group.add_argument("--window", type=int, help="newest tokens, which score and stay")
     group.add_argument("--sinks", type=int, help="first tokens that stay")
     group.add_argument("--rows", choices=("kv_head", "query_head"), help="what has a budget of its own")

@@ -18,6 +18,10 @@ from uncomp.prefill import PrefillPruning
 DEFAULT_BUDGET = 384  # tokens
 MAX_BUDGET = 2**24  # tokens; rows are made this long, so more is a slip of the hand
 _TUNED = {"groups": 8, "group_scope": "model", "spread": "2/3", "reduce_scores": "max", "value_norm": True}
+_PRESETS = {  # values of fields left at None, and of the policy's own options
+    "tuned": (_TUNED, {}),
+    "tuned-hits": (_TUNED, {"allocator": "groups*layer_topk"}),
+}
 _FALLBACK = {  # what a field left at None becomes, after the policy's own default
     "window": 8,
     "sinks": 0,
@@ -86,7 +90,8 @@ class UncompConfig(CheckedFields):
         max_new_tokens: with decode="grow", free slots a row gets; more are made room for in steps of a half.
         skip_sliding: leave sliding-window layers uncompressed instead of refusing the model.
         seed: for order="random" and policy="random".
-        preset: "tuned" fills fields left at None with the combination that docs/policies.md measures.
+        preset: "tuned" fills fields left at None with the combination that docs/policies.md measures; "tuned-hits", of
+            policy="uncomp" alone, further weighs each row by how many of its layer's best tokens it has.
         graph: "auto" records decode steps in CUDA graphs where that is possible; "off" never does.
         compile: "step" compiles decode steps by torch.compile before they are recorded: faster steps, after a warm-up
             of half a minute. Until the patch is removed, projections of one input share one matrix, in which their
@@ -129,7 +134,7 @@ class UncompConfig(CheckedFields):
     max_new_tokens: int = 512
     skip_sliding: bool = False
     seed: int = 0
-    preset: Literal["tuned"] | None = None
+    preset: Literal["tuned", "tuned-hits"] | None = None
     graph: Literal["auto", "off"] = "auto"
     compile: Literal["off", "step"] = "off"
     prefill: PrefillPruning | None = None
@@ -137,9 +142,9 @@ class UncompConfig(CheckedFields):
 
     def __post_init__(self) -> None:
         self._one_of("policy", self.policy, known_policies())
-        self._one_of("preset", self.preset, (None, "tuned"))
-        if self.preset == "tuned":
-            self._fill(_TUNED)
+        self._one_of("preset", self.preset, (None, *_PRESETS))
+        if self.preset is not None:
+            self._fill_preset(*_PRESETS[self.preset])
         self._fill(_policy_defaults[self.policy])
         self._fill(_FALLBACK)
         if isinstance(self.shape, list):
@@ -200,6 +205,13 @@ class UncompConfig(CheckedFields):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def _fill_preset(self, fields: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        ours = self.policy in ("uncomp", "uncomp_stage")
+        self._require("preset", ours or not options, f"left out or 'tuned' where policy is {self.policy!r}")
+        self._fill(fields)
+        if options and isinstance(self.policy_options, Mapping):
+            object.__setattr__(self, "policy_options", {**options, **self.policy_options})
 
     def _one_of(self, name: str, value: Any, allowed: Any) -> None:
         self._require(name, value in allowed, "one of " + ", ".join(repr(a) for a in allowed))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from uncomp import budget, ops
 from uncomp.grouping import int32_on
+from uncomp.policies import compete
 from uncomp.policies.base import Policy, register_policy
-from uncomp.scoring import pool_scores
 from uncomp.types import PlanRequest
 
 
@@ -52,23 +52,15 @@ class AdaKV(Policy):
         host = [total - rows * floor for total in request.totals]  # tokens beside windows and sinks
         have = (request.candidates[0].long().view(batch, rows) - floor).clamp(min=0)
         spare = int32_on(request.device, tuple(host)).long().unsqueeze(1)
-        scores = self._candidates(request)
+        scores = compete.candidates(request.scores[0], request.candidates[0], self.config)
         safe, whole = self.alpha, self.alpha.denominator
         if self.option["form"] == "protect":
             least = [int(safe * each // rows) for each in host]
             scores = self._protected(scores, have, least)
-        hits = _hits(scores.view(batch, -1), rows, torch.minimum(spare, have.sum(1, keepdim=True)), host)
+        hits = compete.hits(scores.view(batch, -1), rows, torch.minimum(spare, have.sum(1, keepdim=True)), host)
         if self.option["form"] == "blend":
             hits = safe.numerator * spare + (whole - safe.numerator) * rows * hits  # times rows * whole
         return (floor + budget.clipped_shares(hits, have, spare)).to(torch.int32)
-
-    def _candidates(self, request: PlanRequest) -> Tensor:
-        """[R, columns] pooled scores, NaN where a token is no candidate; a candidate's own NaN is -inf."""
-        config, length = self.config, request.candidates[0]
-        pooled = pool_scores(request.scores[0], length, config.pool_width, config.pool, config.window)
-        column = torch.arange(pooled.shape[1], device=pooled.device)
-        free = (column >= config.sinks) & (column < (length - config.window).unsqueeze(1))
-        return torch.where(free, pooled.nan_to_num(float("-inf"), float("inf"), float("-inf")), float("nan"))
 
     def _protected(self, scores: Tensor, have: Tensor, least: list[int]) -> Tensor:
         """Scores with +inf at each row's best; least: [B] tokens a row."""
@@ -77,30 +69,7 @@ class AdaKV(Policy):
         keep = torch.minimum(wanted, have).flatten().to(torch.int32)
         total = sum(rows * min(each, columns) for each in least)
         index, start = ops.select_tokens(scores, torch.full_like(keep, columns), keep, total, sink=0, window=0)
-        row = _owner(start, total, len(keep))
+        row = compete.owner(start, total, len(keep))
         best = torch.zeros_like(scores, dtype=torch.int32)
         best.view(-1).scatter_add_(0, row * columns + index.clamp(min=0), (index >= 0).to(torch.int32))
         return scores.masked_fill(best > 0, float("inf"))
-
-
-def _owner(start: Tensor, total: int, count: int) -> Tensor:
-    """[total] int64, whose entries they are; start [count + 1]."""
-    entry = torch.arange(total, dtype=start.dtype, device=start.device)
-    return torch.searchsorted(start[1:].contiguous(), entry, right=True).clamp(max=max(count - 1, 0))
-
-
-def _hits(scores: Tensor, rows: int, wanted: Tensor, bound: list[int]) -> Tensor:
-    """How many of a sequence's `wanted` largest scores lie in each row.
-
-    Args:
-        scores: [B, rows * columns]. wanted: [B, 1] int64. bound: [B] host numbers, at least `wanted`.
-    Returns:
-        [B, rows] int64.
-    """
-    batch, width = scores.shape
-    total = sum(min(each, width) for each in bound)
-    length = torch.full((batch,), width, dtype=torch.int32, device=scores.device)
-    index, start = ops.select_tokens(scores, length, wanted.flatten().to(torch.int32), total, sink=0, window=0)
-    row = _owner(start, total, batch) * rows + index.clamp(min=0) // max(width // rows, 1)
-    hits = torch.zeros(batch * rows, dtype=torch.int64, device=scores.device)
-    return hits.scatter_add_(0, row, (index >= 0).long()).view(batch, rows)

@@ -13,9 +13,12 @@ from uncomp import budget, grouping, presets
 from uncomp.calibration import named
 from uncomp.calibration.profile import HeadProfile, ModelFacts
 from uncomp.entropy import reduce_heads, row_entropy
+from uncomp.policies import compete
 from uncomp.policies.base import Policy, register_policy
 from uncomp.types import PlanRequest
 from uncomp.view import LayerView, PromptView
+
+ALLOCATORS = ("groups", "groups*layer_topk")
 
 
 @register_policy
@@ -28,13 +31,20 @@ class UNComp(Policy):
 
     A NaN entropy ranks highest. Tokens of a row: the attention of the last W queries, pooled. docs/method.md has all of
     it: "Entropy", "Grouping", "Budget", "Presets".
+
+    policy_options: allocator "groups" (default) or "groups*layer_topk": the weight of a row's group times f_h, how many
+    of its layer's best tokens are the row's (docs/policies.md "uncomp").
     """
 
     name = "uncomp"
     defaults: ClassVar = {}
+    options: ClassVar = {"allocator": ALLOCATORS[0]}
 
     def __init__(self, config, shape) -> None:
         super().__init__(config, shape)
+        if self.option["allocator"] not in ALLOCATORS:
+            known = ", ".join(map(repr, ALLOCATORS))
+            raise ValueError(f"uncomp: allocator of uncomp must be one of {known}; got {self.option['allocator']!r}")
         self.scope = config.group_scope
         self.whole = config.group_scope == "model"
         self.continuous = config.shape == "entropy"  # every row has a weight of its own
@@ -105,6 +115,9 @@ class UNComp(Policy):
                     f"uncomp: {name} must be left out where delete_heads is given, the rows that stay share equally; "
                     f"got {given!r}"
                 )
+        if self.option["allocator"] != "groups":
+            given = self.option["allocator"]
+            raise ValueError(f"uncomp: allocator must be 'groups' where delete_heads is given; got {given!r}")
         return config.delete_heads
 
     def _host_groups(self, layer: int) -> tuple[int, ...]:
@@ -164,7 +177,12 @@ class UNComp(Policy):
         elif weights is None:
             table = [self._weights_of(layer, n, t) for n, t in zip(request.lengths, request.totals, strict=True)]
             weights = grouping.int32_on(request.device, tuple(w for row in table for w in row)).view(len(table), -1)
-        return budget.limits(self.groups(request), weights, request.lengths, request.totals, config.floor)
+        group = self.groups(request)
+        if self.option["allocator"] != "groups":
+            weights = compete.row_weights(request, group, weights, config, self.shape.rows)
+            every = grouping.int32_on(request.device, tuple(range(group.shape[1])))
+            group = every.repeat(len(request.lengths), 1)  # every row is a group of its own
+        return budget.limits(group, weights, request.lengths, request.totals, config.floor)
 
     def _named(self) -> presets.Shape | None:
         """The shape that says tokens group by group; None for the linear one."""

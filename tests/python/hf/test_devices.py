@@ -199,7 +199,7 @@ def test_layers_on_two_devices():
     split = accelerate.dispatch_model(split, device_map=places)
     ids, mask = padded()
     pruned = {"prefill": {"stages": [0, 1, 2, 3], "n_min": 48}}  # tokens leave before and behind the border of devices
-    several = ({"policy": "uncomp"}, {"preset": "tuned"}, {"policy": "tova"}, {"decode": "grow"})
+    several = ({"policy": "uncomp"}, {"preset": "tuned-hits"}, {"policy": "tova"}, {"decode": "grow"})
     for options in (*several, pruned, {"preset": "tuned", **pruned}):
         config = uncomp.UncompConfig(budget=64, **options)
         with uncomp.patch(single, config):

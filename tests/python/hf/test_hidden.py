@@ -198,6 +198,7 @@ OPTIONS = {
     "model": {"policy": "uncomp", "budget": 36, "group_scope": "model"},
     "model, more than a layer has": {"policy": "uncomp", "budget": 90, "group_scope": "model", "groups": 4},
     "tuned": {"preset": "tuned", "budget": 36},
+    "tuned-hits": {"preset": "tuned-hits", "budget": 36},
     "entropy": {"policy": "uncomp", "budget": 36, "shape": "entropy"},
     "extreme": {"policy": "uncomp", "budget": 36, "extreme": 12},
     "deleted": {"policy": "uncomp", "budget": 36, "delete_heads": 2},
