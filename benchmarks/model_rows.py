@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Files of a kind say `from engines import ...`, wherever they are run from.
-sys.path.append(str(Path(__file__).resolve().parent / "model"))
+sys.path += [str(Path(__file__).resolve().parent / folder) for folder in ("model", "kernels")]
 
 KINDS = ("prefill", "decode", "throughput", "memory", "calibrate", "lorc")
 _COLUMNS = {  # heading: (key, factor, digits)
@@ -18,6 +18,7 @@ _COLUMNS = {  # heading: (key, factor, digits)
     "B": ("batch", 1, 0),
     "context": ("context", 1, 0),
     "tokens": ("stored_tokens", 1, 0),
+    "µs": ("us", 1, 2),
     "ms": ("ms", 1, 2),
     "ms/piece": ("ms_per_piece", 1, 3),
     "once, ms": ("ms_once", 1, 1),
@@ -27,9 +28,13 @@ _COLUMNS = {  # heading: (key, factor, digits)
     "speedup": ("speedup", 1, 2),
     "pruning ms": ("pruning_ms", 1, 2),
     "ms/step": ("ms_per_step", 1, 3),
+    "of full width": ("of_full_width", 1, 3),
     "tokens/s": ("tokens_per_second", 1, 0),
     "peak GB": ("peak_bytes", 1e-9, 2),
     "cache GB": ("cache_bytes", 1e-9, 3),
+    "by formula GB": ("formula_bytes", 1e-9, 3),
+    "positions GB": ("position_bytes", 1e-9, 3),
+    "weights GB": ("weights_bytes", 1e-9, 3),
     "held GB": ("held_bytes", 1e-9, 3),
     "named GB": ("named_bytes", 1e-9, 3),
 }

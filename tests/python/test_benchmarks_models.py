@@ -58,7 +58,8 @@ def test_every_kind_of_model_row_holds_what_a_number_needs():
 
 
 def test_rows_of_a_narrower_cache():
-    """Half the width is half the bytes, at each engine; the model comes back."""
+    """Half the width is half the bytes, by the formula to the byte, at each engine; weights shrink; the model comes
+    back."""
     import bench_lorc
     from engines import full, ours
 
@@ -68,13 +69,43 @@ def test_rows_of_a_narrower_cache():
     kinds = {name: type(module) for name, module in model.named_modules()}
     engines = (full(compiled=False), ours(budget=40, groups=2, loop=True))
     rows = list(bench_lorc.rows(model, engines, context=96, steps=3))
-    assert [row.get("case") for row in rows] == ["width 64"] * 2 + ["ranks 32"] * 3
-    assert [row["engine"] for row in rows[3:]] == [row["engine"] for row in rows[:2]]
-    for wide, narrow in zip(rows[:2], rows[3:], strict=True):
+    assert [row["case"] for row in rows] == ["width 64"] * 3 + ["ranks 32"] * 4
+    assert [row["engine"] for row in rows[4:]] == [row["engine"] for row in rows[:3]]
+    for wide, narrow in zip(rows[1:3], rows[5:], strict=True):
         assert wide["cache_bytes"] == 2 * narrow["cache_bytes"] and wide["stored_tokens"] == narrow["stored_tokens"]
-    assert rows[2]["ms"] > 0 and rows[2]["projections_bytes"][1] < rows[2]["projections_bytes"][0]
+        assert narrow["of_full_width"] == narrow["ms_per_step"] / wide["ms_per_step"]
+    for held, width in ((rows[0], 128), (rows[4], 64)):
+        layers, heads, slots = 2, 4, held["slots"]
+        assert slots >= 96
+        assert held["cache_bytes"] == held["formula_bytes"] == layers * heads * slots * width * 4
+        assert held["position_bytes"] == layers * heads * slots * 4 <= held["state_bytes"]
+    assert rows[4]["weights_bytes"] < rows[0]["weights_bytes"]
+    assert rows[3]["ms"] > 0 and rows[3]["projections_bytes"][1] < rows[3]["projections_bytes"][0]
     assert {name: type(module) for name, module in model.named_modules()} == kinds
     assert "ranks 32" in model_rows.table(rows)
+
+
+def test_attention_over_latents_is_timed_beside_full_width(monkeypatch):
+    """Both in one run, at every length; one that fails says why."""
+    import bench_lorc
+    import harness
+
+    timed = []
+
+    def entry(make, moved, plan):
+        timed.append((make.__name__, moved))
+        us = float(len(timed))
+        return harness.Timing(error="no room") if us == 7 else harness.Timing(us, us, us)
+
+    monkeypatch.setattr(bench_lorc.harness, "time_entry", entry)
+    rows = list(bench_lorc.kernel_rows())
+    assert [name for name, _ in timed] == ["full_width", "ours"] * 4
+    cases = [(row["engine"], row["case"]) for row in rows]
+    assert cases[:2] == [("decode_attention", "8x16384, full width"), ("decode_attention", "8x16384, latents of 64")]
+    assert cases[-1] == ("decode_evict_", "8x1552, latents of 64")
+    assert [row.get("of_full_width") for row in rows] == [None, 2.0, None, 4 / 3, None, 6 / 5, None, None]
+    assert rows[6]["error"] == "no room"
+    assert "8x131072, latents of 64" in model_rows.table(rows)
 
 
 def test_calibration_rows(monkeypatch):
