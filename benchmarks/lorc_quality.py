@@ -150,6 +150,11 @@ def _share(text: str) -> tuple[int, int]:
     return int(part), int(of)
 
 
+def _plain(value: Any) -> Any:
+    """A value of the command line as JSON takes it."""
+    return str(value) if isinstance(value, Path) or value == float("inf") else value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, and after each number what has been measured so far to the JSON file."""
     began, options = time.monotonic(), parse(arguments)
@@ -176,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "commit": commit(),
-            "options": {key: str(value) for key, value in vars(options).items() if value is not None},
+            "options": {key: _plain(value) for key, value in vars(options).items() if value is not None},
             "ready_seconds": time.monotonic() - began,
         }
         found: list[dict] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 WAYS = ("full", "uncomp")
-_FACTORS = ("whitened", "plain")
+FACTORS = ("whitened", "plain")
 _SCHEDULES = ("cumulative_condition", "linear", "uniform")
 
 
@@ -33,11 +33,19 @@ def _place(row: dict) -> tuple:
     if row["rho"] is None:
         return (-1,)
     return (
-        _FACTORS.index(row["factors"]),
+        FACTORS.index(row["factors"]),
         row["granularity"],
         -row["rho"],
         _SCHEDULES.index(row["schedule"]),
     )
+
+
+def cells_of(row: dict) -> list[str]:
+    """rho, schedule, factors and channels kept of a row."""
+    if row["rho"] is None:
+        return ["as it is", "", "", "100 %"]
+    kind = row["factors"] + ("" if row["granularity"] == "head" else f", {row['granularity']}")
+    return [f"{row['rho']:g}", row["schedule"], kind, f"{100 * row['kept_share']:.1f} %"]
 
 
 def _bytes(row: dict, way: str, whole: int | None) -> str:
@@ -66,9 +74,5 @@ def table(found: Sequence[dict]) -> str:
     head = ["rho", "schedule", "factors", "channels kept", *(name for name, _ in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in found:
-        cells = ["as it is", "", "", "100 %"]
-        if row["rho"] is not None:
-            kind = row["factors"] + ("" if row["granularity"] == "head" else f", {row['granularity']}")
-            cells = [f"{row['rho']:g}", row["schedule"], kind, f"{100 * row['kept_share']:.1f} %"]
-        lines.append("| " + " | ".join(cells + [cell(row) for _, cell in columns]) + " |")
+        lines.append("| " + " | ".join(cells_of(row) + [cell(row) for _, cell in columns]) + " |")
     return "\n".join(lines)

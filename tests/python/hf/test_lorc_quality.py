@@ -11,6 +11,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
+import lorc_lost
+import lorc_page
 import lorc_quality
 import lorc_table
 
@@ -110,6 +112,59 @@ def test_shares_are_one_table_again(call, tmp_path, capsys):
     other = [{**row, "device": "another"} for row in json.loads(parts[1].read_text())]
     with pytest.raises(ValueError, match="must share the device; got another, cpu"):
         lorc_table.merged([json.loads(whole.read_text()), other])
+
+
+def made_rows(worse):
+    """Rows as files have them; each nat and point of loss is known."""
+    rows = []
+    for rho, schedule in ((None, None), (0.5, "uniform"), (0.5, "linear"), (0.75, "linear"), (0.7, "uniform")):
+        less = 0 if rho is None else worse[schedule]
+        way = {"loss": 2 + less, "perplexity": 7.4, "losses": [1 + less, 3 + less], "kv_bytes": 800, "longbench": 1}
+        way["longbench_records"] = {"b/1": 0.8 - less / 10, "b/2": 0.6 - less / 10, "a/1": 1 - less / 10}
+        state = {"rho": rho, "schedule": schedule, "factors": "plain", "granularity": "head", "kept_share": rho}
+        options = {
+            "model": "/private/m.gguf",
+            "text": "/private/set/a.txt",
+            "needle": "/private/niah",
+            "rho": [0.5, 0.7],
+        }
+        options |= {"budget": 0.1, "batch_size": 6, "share": [1, 2], "json": "/private/x.json"}
+        facts = {"model": "/private/m.gguf", "device": "cpu", "dtype": "float32", "commit": "abc", "options": options}
+        facts |= {"torch": "2", "transformers": "5"}
+        rows.append({**facts, **(state if rho else {"rho": None}), "full": way})
+    return rows
+
+
+def test_losses_are_paired(capsys):
+    """Equal differences have an interval of no width; schedules are compared at the shares that both have."""
+    rows = made_rows({"uniform": 0.5, "linear": 0.75})
+    lines = lorc_lost.lost(rows).splitlines()
+    assert lines[0] == "| rho | schedule | factors | loss, nats, full | LongBench, points, full |"
+    assert lines[2] == "| 0.5 | uniform | plain | +0.500 (+0.500 to +0.500) | -5.0 (-5.0 to -5.0) |"
+    (line,) = lorc_lost.schedules(rows).splitlines()[2:]
+    assert line == "| linear | plain | 0.5 | +0.250 (+0.250 to +0.250) | -2.5 (-2.5 to -2.5) |"
+    one, other = [[1.0, 5.0], [4.0]], [[1.0, 1.0], [1.0]]
+    assert lorc_lost.difference([(one, other)], 1).startswith("+2.5 (+1.5 to +3.5")
+
+
+def test_a_page_keeps_its_findings_and_names_no_machine(tmp_path):
+    paths = [tmp_path / f"{name}.json" for name in "ab"]
+    rows = made_rows({"uniform": 0.5, "linear": 0.75})
+    for path, some in zip(paths, (rows[1:], rows[:1]), strict=True):
+        path.write_text(json.dumps(some))
+    out = tmp_path / "page.md"
+    for said in ("", "What it says."):
+        out.write_text(out.read_text().replace(lorc_page.END, said + lorc_page.END) if out.exists() else "")
+        assert lorc_page.main(["--section", "A model", *map(str, paths), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "What it says.<!-- /findings -->" in text and "10.00% of the" in text
+    call = "--text DATA/set/a.txt --needle DATA/niah --rho 0.5 0.7 --budget 0.1 --batch-size 6"
+    assert f"python benchmarks/lorc_quality.py --model MODEL {call} A model on cpu" in " ".join(
+        text.replace("\\\n", "").split()
+    )
+    assert "Schedules less uniform ranks" in text and text.count("| 0.5 | linear | plain |") == 2
+    assert "private" not in text + out.with_suffix(".json").read_text()
+    assert [row["rho"] for row in json.loads(out.with_suffix(".json").read_text())] == [None, 0.75, 0.7, 0.5, 0.5]
 
 
 def test_nothing_begins_behind_the_deadline(call, monkeypatch):
