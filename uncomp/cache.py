@@ -141,7 +141,7 @@ class RaggedLayer:
         found = []
         for holder in (self, self.state):
             if holder is not None:
-                found += [v for f in fields(holder) if isinstance(v := getattr(holder, f.name), Tensor)]
+                found += [value for value in vars(holder).values() if isinstance(value, Tensor)]
         return found
 
     def slot_rows(self) -> Tensor:

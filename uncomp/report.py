@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,18 @@ import torch
 from torch import Tensor
 
 from uncomp.keys import road
+
+
+def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors on the CPU, of their shapes, as float64 (exact for 32-bit values); one wait for each device."""
+    made: list[Tensor | None] = [None] * len(tensors)
+    for device in {t.device for t in tensors}:
+        places = [i for i, t in enumerate(tensors) if t.device == device]
+        flat = torch.cat([tensors[i].double().flatten() for i in places]).cpu()
+        parts = flat.split([tensors[i].numel() for i in places])
+        for i, part in zip(places, parts, strict=True):
+            made[i] = part.view(tensors[i].shape)
+    return made
 
 
 @dataclass
@@ -90,7 +103,10 @@ def cache_stats(cache) -> dict[str, Any]:
 
 def stats_of(ledger: Ledger) -> dict[str, Any]:
     """See cache_stats."""
-    lengths = torch.cat([n.cpu() for n in ledger.row_len]).float() if ledger.row_len else torch.zeros(1)
+    unknown = [s.isnan().sum(1) for s in ledger.statistic]  # [B] a layer
+    read = read_together([*ledger.row_len, *unknown])
+    lengths = torch.cat(read[: len(ledger.row_len)]).float() if ledger.row_len else torch.zeros(1)
+    unknown = torch.cat([torch.zeros(1), *read[len(ledger.row_len) :]])
     lengths = torch.cat([lengths, lengths.new_zeros(ledger.deleted)])
     real = ledger.clock.real()
     return {
@@ -109,7 +125,7 @@ def stats_of(ledger: Ledger) -> dict[str, Any]:
         "state_bytes": ledger.state_bytes,
         "other_bytes": ledger.other_bytes,
         "full_cache_bytes": ledger.layers * sum(real) * ledger.num_kv_heads * ledger.token_bytes,
-        "nan_entropy_rows": sum(int(s.isnan().sum()) for s in ledger.statistic),
+        "nan_entropy_rows": int(unknown.sum()),
         "displaced_tokens": ledger.clock.displaced,
         "reached_tokens": ledger.reached,
     }

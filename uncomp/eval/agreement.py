@@ -45,4 +45,5 @@ def teacher_forced(
     prefix, continuation = torch.tensor([list(prompt)]), torch.tensor([list(full_tokens)])
     full = score(model, prefix, continuation, None)
     mine = score(model, prefix, continuation, config)
-    return {"argmax": mine.agreement(full), "kl": mine.divergence(full)}
+    kl, equal = mine.against(full)
+    return {"argmax": equal, "kl": kl}

@@ -6,16 +6,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uncomp.eval.kept import KeptShare, kept_shares
+from uncomp.eval.kept import KeptShare, look, shares
 from uncomp.eval.prompts import Prompt
 from uncomp.hf.cache import UncompCache
 from uncomp.patching import PatchHandle
-from uncomp.report import ledger_of
+from uncomp.report import ledger_of, read_together
 
 
 @dataclass
@@ -45,27 +46,47 @@ class Outcome:
 
 @dataclass
 class _Meter:
-    """Reads the cache when the first token of a batch is there."""
+    """Looks at the cache when the first token of a batch is there; what it finds is read behind the last one, so that
+    no decode step waits for it."""
 
     cache: UncompCache
     prompts: Sequence[Prompt]
     started: float = 0.0
     first: float = 0.0  # seconds until the first token
-    lost: float = 0.0  # seconds spent reading
-    stored: list[Tensor] = field(default_factory=list)  # [B, rows] a layer
-    kept: list[KeptShare] | None = None
+    blocks: list[Tensor] = field(default_factory=list)  # new tokens, [B, n] each
+    stored: Tensor | None = None
+    kept: Tensor | None = None
+    _host: float = 0.0
+    _span: tuple[Any, Any] | None = None
 
     def __call__(self, tokens: Tensor) -> None:
-        if self.stored:
+        self.blocks.append(tokens)
+        if self.stored is not None:
             return
         now = time.perf_counter()
         self.first = now - self.started
-        layers = [layer.ragged for layer in self.cache.uncomp.layers]
+        begin = _mark(self.cache)
         self.stored = _stored(self.cache)
         if not self.cache.uncomp.config.keeps_all:
+            layers = [layer.ragged for layer in self.cache.uncomp.layers]
             longest = max(len(prompt.ids) for prompt in self.prompts)
-            self.kept = kept_shares(layers, [prompt.evidence for prompt in self.prompts], longest)
-        self.lost = time.perf_counter() - now
+            self.kept = look(layers, [prompt.evidence for prompt in self.prompts], longest)
+        self._span = begin and (begin, _mark(self.cache))
+        self._host = time.perf_counter() - now
+
+    def lost(self) -> float:
+        """Seconds spent looking, on the host or on the device, where it is longer; behind a wait for the device."""
+        return max(self._host, self._span[0].elapsed_time(self._span[1]) / 1000 if self._span else 0.0)
+
+
+def _mark(cache: UncompCache) -> Any:
+    """An event on the stream of the cache's first layer; None on a CPU."""
+    device = cache.uncomp.layers[0].ragged.row_len.device
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 @torch.no_grad()
@@ -101,9 +122,9 @@ def run(
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         options = {"position_ids": positions, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         model(input_ids=ids, attention_mask=mask, **options)
-        context = _mean(_stored(cache))
+        context = _stored(cache)
     ids, new = _padded(pieces, pad, device)
-    out = handle.generate(
+    handle.generate(
         ids,
         new if mask is None else torch.cat([mask, new], 1),
         max_new_tokens=max_new_tokens,
@@ -113,37 +134,58 @@ def run(
         on_tokens=meter,
     )
     seconds = time.perf_counter() - meter.started
-    new_tokens = out[:, ids.shape[1] :].tolist()
+    return _outcomes(cache, prompts, meter, context, seconds, eos)
+
+
+def _outcomes(
+    cache: UncompCache,
+    prompts: Sequence[Prompt],
+    meter: _Meter,
+    context: Tensor | None,
+    seconds: float,
+    eos: Collection[int],
+) -> list[Outcome]:
+    """What a batch gave, with one read of the device.
+
+    Args:
+        context: stored tokens as `_stored` has them, when the context was compressed alone.
+        seconds: until the last text had ended.
+    """
+    batch = len(prompts)
+    given = {"first": meter.stored, "final": _stored(cache), "context": context, "kept": meter.kept}
+    given = {name: t for name, t in given.items() if t is not None}
+    read = dict(zip(given, read_together(list(given.values())), strict=True))
+    new_tokens = torch.cat(meter.blocks, 1).tolist()
     ends = [next((i + 1 for i, t in enumerate(row) if t in eos), len(row)) for row in new_tokens]
+    first, final = read["first"].long(), read["final"].long()
+    # Rows of a prompt that ended early went on growing with the others; they hold at most its own tokens.
+    final = torch.where(first > 0, torch.minimum(final, first + torch.tensor(ends)[:, None] - 1), first)
+    rows, held, begin = first.shape[1], final.sum(1).tolist(), first.double().mean(1).tolist()
+    before = [None] * batch if context is None else read["context"].mean(1).tolist()
+    kept = shares(read["kept"].tolist()) if "kept" in read else [None] * batch
+    widths = [layer.ragged.stored().shape[1] for layer in cache.uncomp.layers]
+    edges = [0, *accumulate(widths)]
     ledger = ledger_of(cache)
-    finals = _stored(cache)
-    sizes = ledger.slot_bytes
-    slots = [[layer.ragged.slots[i] for layer in cache.uncomp.layers] for i in range(len(prompts))]
-    batch, made = len(prompts), []
-    begin = _mean(meter.stored)
-    for i, (prompt, n) in enumerate(zip(prompts, ends, strict=True)):
-        # Rows of a prompt that ended early went on growing with the others; they hold at most its own tokens.
-        final = [torch.minimum(b[i], a[i] + n - 1) for a, b in zip(meter.stored, finals, strict=True)]
-        final = [torch.where(a[i] > 0, f, a[i]) for a, f in zip(meter.stored, final, strict=True)]
-        held = int(sum(int(f.sum()) for f in final))
-        rows = sum(f.numel() for f in final)
+    slots = [sum(layer.ragged.slots[i] for layer in cache.uncomp.layers) for i in range(batch)]
+    other, lost = ledger.other_bytes // batch, meter.lost()
+    made = []
+    for i, (prompt, n, line) in enumerate(zip(prompts, ends, first.tolist(), strict=True)):
         full = ledger.layers * ledger.num_kv_heads * (len(prompt.ids) + n - 1) * ledger.token_bytes
-        other = ledger.other_bytes // batch
         made.append(
             Outcome(
                 tokens=new_tokens[i][:n],
-                per_row=[a[i].tolist() for a in meter.stored],
-                context=None if context is None else context[i],
-                end=held / rows if rows else begin[i],
+                per_row=[line[a:b] for a, b in pairwise(edges)],
+                context=before[i],
+                end=held[i] / rows if rows else begin[i],
                 bytes={
-                    "kv": sum(int(f.sum()) * size for f, size in zip(final, sizes, strict=True)) + other,
-                    "votes": ledger.state_bytes * sum(slots[i]) // max(sum(map(sum, slots)), 1),
-                    "allocated": sum(n * size for n, size in zip(slots[i], sizes, strict=True)) + other,
+                    "kv": held[i] * ledger.token_bytes + other,
+                    "votes": ledger.state_bytes * slots[i] // max(sum(slots), 1),
+                    "allocated": slots[i] * ledger.token_bytes + other,
                     "full": full + other,
                 },
                 prefill_seconds=meter.first / batch,
-                decode_seconds=max(0.0, seconds - meter.first - meter.lost) / batch,
-                kept=meter.kept[i] if meter.kept is not None else None,
+                decode_seconds=max(0.0, seconds - meter.first - lost) / batch,
+                kept=kept[i],
             )
         )
     return made
@@ -152,19 +194,15 @@ def run(
 def _padded(pieces: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     """Left-padded ids [B, S] int64 and their mask."""
     longest = max(map(len, pieces))
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in pieces])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in pieces])
+    ids = torch.full((len(pieces), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, real, piece in zip(ids, mask, pieces, strict=True):
+        row[longest - len(piece) :] = torch.tensor(piece)
+        real[longest - len(piece) :] = 1
     return ids.to(device), mask.to(device)
 
 
-def _stored(cache: UncompCache) -> list[Tensor]:
-    """[B, rows] a layer, as they are now: a step counts in place."""
+def _stored(cache: UncompCache) -> Tensor:
+    """[B, rows of all layers] int32 on the first layer's device, as they are now: a step counts in place."""
     held = [layer.ragged.stored() for layer in cache.uncomp.layers]
-    if len({(tuple(t.shape), t.device) for t in held}) == 1:
-        return list(torch.stack(held).cpu().unbind())  # one wait for the device
-    return [t.to("cpu", copy=True) for t in held]
-
-
-def _mean(stored: Sequence[Tensor]) -> list[float]:
-    """[B] mean over rows and layers of [B, rows] a layer."""
-    return torch.cat([s.float() for s in stored], 1).mean(1).tolist()
+    return torch.cat([t.to(held[0].device) for t in held], 1)

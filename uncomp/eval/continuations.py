@@ -184,6 +184,7 @@ def _block_of_windows(
 
 def _record(pieces: Pieces, index: int, got: ContinuationScore, full: ContinuationScore, config: str) -> dict[str, Any]:
     prefix, continuation = pieces.pairs[index]
+    kl, equal = got.against(full)
     return {
         "task": TASK,
         "subset": pieces.subset,
@@ -192,7 +193,7 @@ def _record(pieces: Pieces, index: int, got: ContinuationScore, full: Continuati
         "config": config,
         "prompt_tokens": prefix.shape[1],
         "scored_tokens": continuation.shape[1] - 1,
-        "score": {"loss": got.loss, "kl": got.divergence(full), "equal_argmax": got.agreement(full)},
+        "score": {"loss": got.loss, "kl": kl, "equal_argmax": equal},
         "full_loss": full.loss,
         "stored": {"mean": got.stored_tokens_mean, "share": got.stored_tokens_mean / prefix.shape[1]},
         "bytes": got.bytes,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -29,32 +31,52 @@ class KeptShare:
 
 
 def kept_shares(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]], tokens: int) -> list[KeptShare]:
+    """Looks at the positions of all stored tokens of a batch, and reads the result back; see `look`."""
+    return shares(look(layers, evidence, tokens).tolist())
+
+
+def shares(table: Sequence[Sequence[float]]) -> list[KeptShare]:
+    """What `look` gave, once it is on the host."""
+    known = [[None if math.isnan(value) else value for value in line] for line in table]
+    return [KeptShare(evicted, consensus) for evicted, consensus in zip(*known, strict=True)]
+
+
+def look(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]], tokens: int) -> torch.Tensor:
     """Looks at the positions of all stored tokens of a batch; a deleted row holds nothing and is left out.
+
+    Nothing waits for what is computed here, so that a decode step can be on its way before it is read.
 
     Args:
         layers: compressed layers of a cache.
         evidence: for each sequence positions of the answer's tokens, counted in real tokens.
         tokens: positions to look at, as many as the longest prompt has.
     Returns:
-        one for each sequence. Cost: a table [rows of several layers, tokens] float32 of at most `HELD_BYTES`, or of
-        one layer, and products of its parts with themselves, on the layers' device; read back once.
+        [2, B] float32 on the first layer's device: share of the answer that is gone, head consensus; NaN for None.
+        Cost: a table [rows of several layers, tokens] float32 of at most `HELD_BYTES`, or of one layer, and products of
+        its parts with themselves.
     """
-    batch = len(evidence)
+    batch, device = len(evidence), layers[0].row_len.device
+    # Numbers go to the device before the first kernel does: a transfer waits for what is under way.
+    places = torch.tensor(
+        [[b, place] for b, some in enumerate(evidence) for place in some] or [[0, 0]], device=device
+    ).unbind(1)
+    count = torch.tensor([len(some) for some in evidence], device=device)
+    groups = _together(layers, tokens)
+    bases = [_bases(some) for some in groups]
     anywhere, alike = None, []
-    for some in _together(layers, tokens):
-        held = _held(some, tokens).view(len(some), batch, some[0].rows, tokens)
-        found = (held.amax((0, 2)) > 0).to(layers[0].row_len.device)
+    for some, base in zip(groups, bases, strict=True):
+        held = _held(some, base, tokens).view(len(some), batch, some[0].rows, tokens)
+        found = (held.amax((0, 2)) > 0).to(device)
         anywhere = found if anywhere is None else anywhere | found
-        if some[0].rows > 1:
+        if (rows := some[0].rows) > 1:
             both = held @ held.transpose(2, 3)
             size = held.sum(3)
             either = size[..., :, None] + size[..., None, :] - both
-            upper = torch.triu(torch.ones_like(both[0, 0]), 1).bool()
-            alike.append((both / either.clamp_min(1))[..., upper].mean(2).to(anywhere.device))
-    consensus = torch.cat(alike).mean(0).tolist() if alike else [None] * batch
-    anywhere = anywhere.cpu()
-    gone = [float((~anywhere[b][places]).float().mean()) if places else None for b, places in enumerate(evidence)]
-    return [KeptShare(g, c) for g, c in zip(gone, consensus, strict=True)]
+            one, other = torch.triu_indices(rows, rows, 1, device=both.device)
+            alike.append((both / either.clamp_min(1))[..., one, other].mean(2).to(device))
+    consensus = torch.cat(alike).mean(0) if alike else torch.full((batch,), math.nan, device=device)
+    gone = torch.zeros(batch, device=device).index_add_(0, places[0], (~anywhere[places]).float())
+    return torch.stack([torch.where(count > 0, gone / count, math.nan), consensus])
 
 
 def _together(layers: Sequence[RaggedLayer], tokens: int) -> list[list[RaggedLayer]]:
@@ -71,16 +93,21 @@ def _together(layers: Sequence[RaggedLayer], tokens: int) -> list[list[RaggedLay
     return made
 
 
-def _held(layers: Sequence[RaggedLayer], tokens: int) -> torch.Tensor:
+def _bases(layers: Sequence[RaggedLayer]) -> torch.Tensor:
+    """[layers] int32, the first slot of each layer when their arenas stand behind each other."""
+    slots = [0, *accumulate(layer.capacity for layer in layers)]
+    return torch.tensor(slots[:-1], dtype=torch.int32, device=layers[0].row_len.device)
+
+
+def _held(layers: Sequence[RaggedLayer], base: torch.Tensor, tokens: int) -> torch.Tensor:
     """[rows of all layers, tokens] float32, 1 where a row holds the token of a position."""
-    device = layers[0].row_len.device
-    room = torch.cat([layer.row_start[1:] - layer.row_start[:-1] for layer in layers])
-    base = torch.tensor([layer.capacity for layer in layers]).cumsum(0).tolist()
-    start = torch.cat([layer.row_start[:-1] + b for layer, b in zip(layers, [0, *base[:-1]], strict=True)])
+    device, slots = base.device, sum(layer.capacity for layer in layers)
+    edge = torch.stack([layer.row_start for layer in layers]) + base[:, None]  # [layers, rows + 1]
+    start, end = edge[:, :-1].flatten(), edge[:, 1:].flatten()
     length = torch.cat([layer.row_len for layer in layers])
     position = torch.cat([layer.slot_position for layer in layers])
-    slot = torch.arange(base[-1], dtype=torch.int32, device=device)
-    row = torch.searchsorted(start + room, slot, right=True).clamp(max=length.numel() - 1)
+    slot = torch.arange(slots, dtype=torch.int32, device=device)
+    row = torch.searchsorted(end, slot, right=True).clamp(max=length.numel() - 1)
     live = slot - start[row] < length[row]
     column = torch.where(live, position.long(), tokens).clamp(max=tokens)
     held = torch.zeros(length.numel(), tokens + 1, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uncomp.config import UncompConfig
 from uncomp.patching import patch
-from uncomp.report import ledger_of, stats_of
+from uncomp.report import ledger_of, read_together
 
 MODES = ("stepwise", "chunk")
 
@@ -40,13 +40,24 @@ class ContinuationScore:
     decode_seconds: float = 0.0
     bytes: dict[str, int] = field(default_factory=dict)
 
+    def against(self, full: ContinuationScore) -> tuple[float, float]:
+        """`divergence` and `agreement`, with one read of the device."""
+        kl, equal = torch.stack([self._divergence(full), self._agreement(full)]).tolist()
+        return kl, equal
+
     def agreement(self, full: ContinuationScore) -> float:
         """Share of places where the most likely token is that of the full cache."""
-        return float((self.log_probs.argmax(-1) == full.log_probs.argmax(-1)).float().mean())
+        return float(self._agreement(full))
 
     def divergence(self, full: ContinuationScore) -> float:
         """Mean KL(full || this) over the places, nats."""
-        return float((full.log_probs.exp() * (full.log_probs - self.log_probs)).sum(-1).mean())
+        return float(self._divergence(full))
+
+    def _agreement(self, full: ContinuationScore) -> Tensor:
+        return (self.log_probs.argmax(-1) == full.log_probs.argmax(-1)).float().mean()
+
+    def _divergence(self, full: ContinuationScore) -> Tensor:
+        return (full.log_probs.exp() * (full.log_probs - self.log_probs)).sum(-1).mean()
 
 
 def windows(ids: Tensor, prefix: int, continuation: int, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -124,14 +135,16 @@ class Probe:
         begin = self._clock()
         cache = model(prefix.to(model.device), use_cache=True, logits_to_keep=1).past_key_values
         middle = self._clock()
-        stored, held = (float(prefix.shape[1]), {}) if self._handle is None else _held(cache)
+        held = None if self._handle is None else _Held(cache)
         pieces = fed.split(1 if self._mode == "stepwise" else fed.shape[1], dim=1)
         again = self._clock()
         logits = [model(piece, past_key_values=cache, use_cache=True).logits[0] for piece in pieces]
         end = self._clock()
         log_probs = torch.cat(logits).float().log_softmax(-1)
-        loss = -float(log_probs.gather(1, continuation[0, 1:, None].to(model.device)).mean())
-        return ContinuationScore(loss, log_probs, stored, middle - begin, end - again, held)
+        loss = -log_probs.gather(1, continuation[0, 1:, None].to(model.device)).mean()
+        read = read_together([loss, *([] if held is None else [held.rows])])
+        stored, size = (float(prefix.shape[1]), {}) if held is None else held.told(read[1])
+        return ContinuationScore(float(read[0]), log_probs, stored, middle - begin, end - again, size)
 
     def _clock(self) -> float:
         if self._model.device.type == "cuda":
@@ -139,17 +152,23 @@ class Probe:
         return time.perf_counter()
 
 
-def _held(cache: Any) -> tuple[float, dict[str, int]]:
-    """Mean tokens of a row, and bytes as `ContinuationScore` has them."""
-    ledger = ledger_of(cache)
-    stats = stats_of(ledger)
-    held = sum(int(n.sum()) * size for n, size in zip(ledger.row_len, ledger.slot_bytes, strict=True))
-    return stats["stored_tokens_mean"], {
-        "kv": held + ledger.other_bytes,
-        "votes": ledger.state_bytes,
-        "allocated": ledger.kv_bytes + ledger.other_bytes,
-        "full": stats["full_cache_bytes"] + ledger.other_bytes,
-    }
+class _Held:
+    """What a cache stores when this is made; read later, so that nothing waits for it."""
+
+    def __init__(self, cache: Any) -> None:
+        self._ledger = ledger_of(cache)
+        lengths, self._real = self._ledger.row_len, sum(self._ledger.clock.real())
+        self.rows = torch.cat([n.to(lengths[0].device) for n in lengths])  # a copy: a step counts in place
+
+    def told(self, rows: Tensor) -> tuple[float, dict[str, int]]:
+        """Mean tokens of a row, and bytes as `ContinuationScore` has them, from `rows` on the host."""
+        ledger, tokens = self._ledger, int(rows.sum())
+        return tokens / (rows.numel() + ledger.deleted), {
+            "kv": tokens * ledger.token_bytes + ledger.other_bytes,
+            "votes": ledger.state_bytes,
+            "allocated": ledger.kv_bytes + ledger.other_bytes,
+            "full": ledger.layers * self._real * ledger.num_kv_heads * ledger.token_bytes + ledger.other_bytes,
+        }
 
 
 def score(
