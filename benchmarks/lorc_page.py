@@ -69,6 +69,9 @@ def section(name: str, rows: Sequence[dict]) -> str:
     stopped = [row for row in rows if "stopped_before" in row]
     if stopped:
         measured.append(f"{len(stopped)} rows were stopped before their end; empty cells were not measured.\n")
+    same = sum("same_ranks_as" in row for row in rows)
+    if same:
+        measured.append(f"{same} rows have the ranks of another schedule above or below them, and its numbers.\n")
     for title, text in (
         ("Less the model as it is, with the same cache", lost(rows)),
         ("Schedules less uniform ranks, mean over rho", schedules(rows)),

@@ -6,8 +6,9 @@
 
 One row a share of channels, schedule of the ranks and kind of factors, behind one of the model as it is; each with the
 full cache and with `uncomp` at a share of the tokens, over the same prompts. The model is loaded, prompts are tokenised
-and calibration tokens are run once. `--share 2/3` takes the second of every three rows: what several processes measured
-is one table again by `--merge`. The JSON file is written behind every number.
+and calibration tokens are run once. `--share 2/3` takes a third of the rows: what several processes measured is one
+table again by `--merge`. Schedules that give the same ranks are measured once. The JSON file is written behind every
+number.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ def pieces_of(ids: Tensor, samples: int, seqlen: int) -> Tensor:
 
 
 def grid(options: argparse.Namespace) -> list[dict[str, Any] | None]:
-    """What is measured, in this order; None is the model as it is. Of a share every n-th."""
+    """What is measured, in this order; None is the model as it is. A share has every n-th place, with all schedules."""
     kinds = [kind for kind in options.factors if kind == "plain" or options.calibrate is not None]
-    states: list[dict[str, Any] | None] = [None]
+    states: list[list[dict[str, Any] | None]] = [[None]]
     for kind, grain, rho in itertools.product(kinds, options.granularity, options.rho):
-        for schedule in options.schedules:
-            states.append({"rho": rho, "schedule": schedule, "factors": kind, "granularity": grain})
+        rest = {"factors": kind, "granularity": grain}
+        states.append([{"rho": rho, "schedule": schedule, **rest} for schedule in options.schedules])
     part, of = options.share
-    return states[part - 1 :: of]
+    return list(itertools.chain(*states[part - 1 :: of]))
 
 
 def config_of(state: dict[str, Any]) -> lorc.LorcConfig:
@@ -73,6 +74,7 @@ def rows(
         options: of the command. deadline: of `time.monotonic`, behind which no part begins.
     """
     held: dict[str, lorc.Calibration] = {}
+    done: dict[tuple, dict] = {}  # rows by what makes their factors
     for state in grid(options):
         if time.monotonic() > deadline:
             return
@@ -89,6 +91,11 @@ def rows(
             row["compress_seconds"] = time.perf_counter() - began
             stats = handle.stats()
             row |= {name: stats[name] for name in ("kept_share", "rank_k", "rank_v")}
+            same = (state["factors"], grain, *row["rank_k"], 0, *row["rank_v"])
+            if same in done:
+                handle.remove()
+                yield {**done[same], **state, "same_ranks_as": done[same]["schedule"]}
+                continue
         name = "as-it-is" if state is None else "-".join(str(state[key]).replace(":", "_") for key in state)
         with handle, torch.no_grad():
             for part, number in measure.parts(name, state is None or state["granularity"] == "head"):
@@ -96,11 +103,13 @@ def rows(
                     row["stopped_before"] = part
                     if "full" in row:
                         yield row
-                    break
+                    return
                 for way, values in number().items():
                     row.setdefault(way, {}).update(values)
                 row["seconds"] = time.perf_counter() - began
                 yield row
+        if state is not None:
+            done[same] = row
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -116,7 +125,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--factors", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--granularity", nargs="+", default=["head"], help="head, group:S, layer")
-    parser.add_argument("--share", type=_share, default=(1, 1), metavar="I/N", help="the I-th of every N rows")
+    parser.add_argument(
+        "--share", type=_share, default=(1, 1), metavar="I/N", help="of the rows, for one of N processes"
+    )
     parser.add_argument("--budget", type=float, default=0.0938, help="share of the tokens that uncomp keeps")
     parser.add_argument("--prefix", type=int, default=3584)
     parser.add_argument("--continuation", type=int, default=128)

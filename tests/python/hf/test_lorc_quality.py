@@ -85,6 +85,17 @@ def test_answers_are_those_of_the_evaluation(call):
     assert made == {f"{name}/{task}/{run}" for name in names for task in ("needle", "longbench") for run in runs}
 
 
+def test_schedules_of_equal_ranks_are_measured_once(call):
+    """At whole rank all schedules are one; the rows are there, with the same numbers and their own names."""
+    grid = ["--rho", "1", "0.5", "--schedules", "linear", "uniform", "--factors", "plain"]
+    lorc_quality.main([*call.words, *grid])
+    rows = json.loads(call.json.read_text())[1:]
+    named = [(row["rho"], row["schedule"], row.get("same_ranks_as")) for row in rows]
+    assert named[:3] == [(1.0, "linear", None), (1.0, "uniform", "linear"), (0.5, "linear", None)]
+    assert rows[0]["full"] == rows[1]["full"]
+    assert rows[2]["rank_k"] != rows[3]["rank_k"] and rows[3].get("same_ranks_as") is None
+
+
 def test_calibration_runs_once(call, monkeypatch):
     seen = []
     real = lorc.calibrate
