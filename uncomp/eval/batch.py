@@ -166,7 +166,10 @@ def _outcomes(
     widths = [layer.ragged.stored().shape[1] for layer in cache.uncomp.layers]
     edges = [0, *accumulate(widths)]
     ledger = ledger_of(cache)
-    slots = [sum(layer.ragged.slots[i] for layer in cache.uncomp.layers) for i in range(batch)]
+    sizes = ledger.slot_bytes
+    stored = (final * torch.tensor(sizes).repeat_interleave(torch.tensor(widths))).sum(1).tolist()  # bytes
+    slots = [[layer.ragged.slots[i] for layer in cache.uncomp.layers] for i in range(batch)]
+    every = max(sum(map(sum, slots)), 1)
     other, lost = ledger.other_bytes // batch, meter.lost()
     made = []
     for i, (prompt, n, line) in enumerate(zip(prompts, ends, first.tolist(), strict=True)):
@@ -178,9 +181,9 @@ def _outcomes(
                 context=before[i],
                 end=held[i] / rows if rows else begin[i],
                 bytes={
-                    "kv": held[i] * ledger.token_bytes + other,
-                    "votes": ledger.state_bytes * slots[i] // max(sum(slots), 1),
-                    "allocated": slots[i] * ledger.token_bytes + other,
+                    "kv": stored[i] + other,
+                    "votes": ledger.state_bytes * sum(slots[i]) // every,
+                    "allocated": sum(n * size for n, size in zip(slots[i], sizes, strict=True)) + other,
                     "full": full + other,
                 },
                 prefill_seconds=meter.first / batch,

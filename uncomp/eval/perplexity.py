@@ -163,8 +163,10 @@ class _Held:
     def told(self, rows: Tensor) -> tuple[float, dict[str, int]]:
         """Mean tokens of a row, and bytes as `ContinuationScore` has them, from `rows` on the host."""
         ledger, tokens = self._ledger, int(rows.sum())
+        sizes = [size for size, n in zip(ledger.slot_bytes, ledger.row_len, strict=True) for _ in range(n.numel())]
+        stored = int((rows.long() * torch.tensor(sizes)).sum())
         return tokens / (rows.numel() + ledger.deleted), {
-            "kv": tokens * ledger.token_bytes + ledger.other_bytes,
+            "kv": stored + ledger.other_bytes,
             "votes": ledger.state_bytes,
             "allocated": ledger.kv_bytes + ledger.other_bytes,
             "full": ledger.layers * self._real * ledger.num_kv_heads * ledger.token_bytes + ledger.other_bytes,
