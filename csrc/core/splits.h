@@ -18,7 +18,11 @@ inline constexpr int64_t kMinSplitQuota = 2;
 /// Workers hold at most this many pieces of rows that others share: the end of one row, the start of another.
 inline constexpr int32_t kPartialsPerWorker = 2;
 
-UNCOMP_HD constexpr int64_t split_blocks(int32_t len) { return (int64_t{len} + kSplitSlots - 1) / kSplitSlots; }
+/// Blocks of a row. `lead` more stand for the time that opening a row takes a worker: one that ends a row and opens the
+/// next then has fewer slots than the others instead of finishing after them.
+UNCOMP_HD constexpr int64_t split_blocks(int32_t len, int32_t lead = 0) {
+  return len > 0 ? lead + (int64_t{len} + kSplitSlots - 1) / kSplitSlots : 0;
+}
 
 /// Blocks that each worker takes. The slots of an arena are counted in 31 bits, so are its blocks.
 UNCOMP_HD constexpr int64_t split_quota(int64_t total_blocks, int32_t workers) {
@@ -35,9 +39,9 @@ UNCOMP_HD constexpr RowSegment row_segment(int32_t num_rows, int32_t part, int32
           static_cast<int32_t>(min_of<int64_t>((part + 1) * width, num_rows))};
 }
 
-UNCOMP_HD inline int64_t segment_blocks(const RaggedRows& rows, RowSegment segment) {
+UNCOMP_HD inline int64_t segment_blocks(const RaggedRows& rows, RowSegment segment, int32_t lead = 0) {
   int64_t blocks = 0;
-  for (int32_t r = segment.begin; r < segment.end; ++r) blocks += split_blocks(rows.len(r));
+  for (int32_t r = segment.begin; r < segment.end; ++r) blocks += split_blocks(rows.len(r), lead);
   return blocks;
 }
 
@@ -48,9 +52,10 @@ struct RowCursor {
 };
 
 /// The row that owns `block`; `segment` starts at block `first_block` and holds it.
-UNCOMP_HD inline RowCursor find_row(const RaggedRows& rows, RowSegment segment, int64_t first_block, int64_t block) {
+UNCOMP_HD inline RowCursor find_row(const RaggedRows& rows, RowSegment segment, int64_t first_block, int64_t block,
+                                    int32_t lead = 0) {
   for (int32_t r = segment.begin; r < segment.end; ++r) {
-    const int64_t blocks = split_blocks(rows.len(r));
+    const int64_t blocks = split_blocks(rows.len(r), lead);
     if (block < first_block + blocks) return {r, first_block};
     first_block += blocks;
   }
@@ -60,16 +65,20 @@ UNCOMP_HD inline RowCursor find_row(const RaggedRows& rows, RowSegment segment, 
 /// One worker's share of one row.
 struct RowPiece {
   int32_t row;
-  int32_t slot_begin, slot_end;  // inside the row; never empty
+  int32_t slot_begin, slot_end;  // inside the row; empty only where the share ends within the row's lead
   bool starts, ends;             // holds the row's first, last block
 };
 
 /// Walks the pieces of one worker:  for (SplitWalk walk(...); !walk.done();) { piece = walk.next(rows); ... }
 class SplitWalk {
  public:
+  SplitWalk() = default;
   /// `cursor` is the row that owns block worker * quota; not read when that block is beyond the line.
-  UNCOMP_HD SplitWalk(int32_t worker, int64_t quota, int64_t total_blocks, RowCursor cursor)
-      : block_(min_of(worker * quota, total_blocks)), end_(min_of(block_ + quota, total_blocks)), cursor_(cursor) {}
+  UNCOMP_HD SplitWalk(int32_t worker, int64_t quota, int64_t total_blocks, RowCursor cursor, int32_t lead = 0)
+      : block_(min_of(worker * quota, total_blocks)),
+        end_(min_of(block_ + quota, total_blocks)),
+        cursor_(cursor),
+        lead_(lead) {}
 
   UNCOMP_HD bool done() const { return block_ >= end_; }
 
@@ -77,11 +86,12 @@ class SplitWalk {
     cursor_.row = min_of(cursor_.row, rows.num_rows - 1);
     int32_t len = rows.len(cursor_.row);
     while (len == 0 && cursor_.row + 1 < rows.num_rows) len = rows.len(++cursor_.row);
-    const int64_t blocks = split_blocks(len), skipped = block_ - cursor_.first_block;
+    const int64_t blocks = split_blocks(len, lead_), skipped = block_ - cursor_.first_block;
     const int64_t taken = min_of(end_, cursor_.first_block + blocks) - block_;
-    const RowPiece piece{cursor_.row, static_cast<int32_t>(skipped * kSplitSlots),
-                         static_cast<int32_t>(min_of<int64_t>((skipped + taken) * kSplitSlots, len)), skipped == 0,
-                         skipped + taken == blocks};
+    const auto slot = [&](int64_t block) {
+      return static_cast<int32_t>(min_of<int64_t>(max_of<int64_t>(block - lead_, 0) * kSplitSlots, len));
+    };
+    const RowPiece piece{cursor_.row, slot(skipped), slot(skipped + taken), skipped == 0, skipped + taken == blocks};
     last_block_ = cursor_.first_block + blocks - 1;
     block_ = taken > 0 ? block_ + taken : end_;  // lengths that change meanwhile end the walk instead of hanging it
     if (piece.ends) cursor_ = {cursor_.row + 1, last_block_ + 1};
@@ -94,7 +104,8 @@ class SplitWalk {
  private:
   int64_t block_, end_;
   RowCursor cursor_;
-  int64_t last_block_ = 0;
+  int32_t lead_;
+  int64_t last_block_;
 };
 
 /// Where a worker keeps its part of a shared row. A row that starts in a worker and ends in a later one is that

@@ -25,12 +25,13 @@ struct LatentQuery {
 template <class T, class Shape>
 struct LatentBlock {
   using Shared = LatentShared<T, Shape>;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kWarps = Shape::kWarps, kThreads = Shape::kThreads, kBlocks = Shape::kBlocks;
 
   Shared& shared;
   const KeyTransformParams& transform;
   LatentTables<T> tables;
   int rank, loaded = -1;  // KV head of the tables
+  bool filled = false;    // the table of turns
 
   __device__ __forceinline__ LatentBlock(void* memory, const KeyTransformParams& transform, int rank)
       : shared(*static_cast<Shared*>(memory)),
@@ -38,17 +39,25 @@ struct LatentBlock {
         tables(LatentTables<T>::in(&shared, transform.dim)),
         rank(rank) {}
 
-  static size_t bytes(int dim) { return latent_shared_bytes<T, Shape>(dim); }
+  static size_t bytes(int dim, int heads) { return latent_shared_bytes<T, Shape>(dim, heads); }
 
   /// Slots `slot` to `slot` + count - 1 of an arena; see attend_slice.
   template <class OnScore = NoScores>
   __device__ __forceinline__ void attend(const LatentQuery<T>& q, const T* key_rows, const T* value_rows, int64_t slot,
                                          int count, int value_dim, float scale_log2, OnScore on_score = {}) {
     const LatentInFlight<T, Shape> fetched = start(q);
-    attend_latents(shared, tables, transform.dim, latent_row(transform, slot, q.sequence), key_rows + slot * rank,
-                   value_rows + slot * value_dim, count, rank, value_dim, scale_log2 * logit_factor(transform),
-                   on_score, [&] {
-                     fetched.store(tables, transform.dim);
+    const int dim = transform.dim;
+    attend_latents(shared, tables, dim, latent_row(transform, slot, q.sequence), key_rows + slot * rank,
+                   value_rows + slot * value_dim, count, rank, value_dim, q.heads, scale_log2 * logit_factor(transform),
+                   on_score, [&](bool by_table) {
+                     fetched.store(tables, dim);
+                     if constexpr (Shape::kSpan > 0) {
+                       if (by_table && !filled) {
+                         __syncthreads();
+                         fill_turns<T, Shape::kSpan / 16, kThreads>(tables.turns, tables.turn, dim);
+                         filled = true;
+                       }
+                     }
                      cp_async_wait<2 * Shape::kStages>();  // the basis has landed, behind it come the rings
                      __syncthreads();
                    });

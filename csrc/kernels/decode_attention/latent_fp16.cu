@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The split kernel for fp16 latents.
-#include "kernels/decode_attention/latent_launch.cuh"
 #include "kernels/decode_attention/latent_split.cuh"
 
 namespace uncomp::kernels {
 
 cudaError_t launch_latents_fp16(const DecodeAttentionParams& params, const KeyTransformParams& transform,
                                 const DecodeWorkspace& work, cudaStream_t stream) {
-  return with_latent_shape(params.key_dim, params.value_dim, params.group_size, [&]<class Shape>(Shape) {
-    return launch_latent_split<__half, Shape>(params, transform, work, stream);
-  });
+  return launch_half_latents<__half>(params, transform, work, stream);
 }
 
 }  // namespace uncomp::kernels

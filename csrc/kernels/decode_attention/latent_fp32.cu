@@ -7,7 +7,7 @@ namespace uncomp::kernels {
 
 cudaError_t launch_latents_fp32(const DecodeAttentionParams& params, const KeyTransformParams& transform,
                                 const DecodeWorkspace& work, cudaStream_t stream) {
-  return launch_latent_split<float, LatentShapeFp32>(params, transform, work, stream);
+  return launch_latent_split<float, LatentBlock<float, LatentShapeFp32>>(params, transform, work, stream);
 }
 
 }  // namespace uncomp::kernels

@@ -43,7 +43,7 @@ __device__ __forceinline__ void make_key_fp32(const KeyTransformParams& transfor
 template <class Shape>
 struct LatentBlock<float, Shape> {
   using Shared = SliceShared<float, 256, 16>;
-  static constexpr int kThreads = kSliceThreads;
+  static constexpr int kWarps = kSliceWarps, kThreads = kSliceThreads, kBlocks = 1;
 
   Shared& shared;
   const KeyTransformParams& transform;
@@ -56,7 +56,7 @@ struct LatentBlock<float, Shape> {
         keys(reinterpret_cast<float (*)[256]>(&shared + 1)),
         rank(rank) {}
 
-  static size_t bytes(int) { return sizeof(Shared) + kSliceWarps * 256 * sizeof(float); }
+  static size_t bytes(int, int) { return sizeof(Shared) + kSliceWarps * 256 * sizeof(float); }
 
   template <class OnScore = NoScores>
   __device__ __forceinline__ void attend(const LatentQuery<float>& q, const float* key_rows, const float* value_rows,

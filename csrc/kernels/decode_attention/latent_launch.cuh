@@ -29,11 +29,15 @@ template <>
 struct LatentShapeOf<LatentTile::widest> {
   using type = LatentShape<128, 256, 16, 16, 1, 4, latent_blocks(LatentTile::widest)>;
 };
+template <>
+struct LatentShapeOf<LatentTile::long_rows> {
+  using type = LatentShape<64, 64, 8, 32, 1, 12, latent_blocks(LatentTile::long_rows), 64>;
+};
 
-/// launch(LatentShape{}) with the shape of a call.
+/// launch(LatentShape{}) with the compiled shape of a tile of latent_tile().
 template <class Launch>
-cudaError_t with_latent_shape(int32_t rank, int32_t value_dim, int32_t group_size, Launch&& launch) {
-  switch (latent_tile(rank, value_dim, group_size)) {
+cudaError_t with_latent_shape(LatentTile tile, Launch&& launch) {
+  switch (tile) {
     case LatentTile::small:
       return launch(LatentShapeOf<LatentTile::small>::type{});
     case LatentTile::wide_values:
@@ -44,6 +48,8 @@ cudaError_t with_latent_shape(int32_t rank, int32_t value_dim, int32_t group_siz
       return launch(LatentShapeOf<LatentTile::many_heads>::type{});
     case LatentTile::widest:
       return launch(LatentShapeOf<LatentTile::widest>::type{});
+    case LatentTile::long_rows:
+      break;
   }
   return cudaErrorInvalidValue;
 }

@@ -7,7 +7,7 @@
 
 namespace uncomp::kernels {
 
-enum class LatentTile { small, wide_values, wide, many_heads, widest };
+enum class LatentTile { small, wide_values, wide, many_heads, widest, long_rows };
 
 /// The smallest that holds all three; two tiles of heads with small widths are too rare to be compiled apart.
 constexpr LatentTile latent_tile(int32_t rank, int32_t value_dim, int32_t group_size) {
@@ -17,9 +17,19 @@ constexpr LatentTile latent_tile(int32_t rank, int32_t value_dim, int32_t group_
   return value_dim > 64 ? LatentTile::wide_values : LatentTile::small;
 }
 
+/// The same for decode_attention, whose blocks have longer pieces of rows: one of many warps opens them once for all,
+/// where a block may have `smem` bytes of shared memory.
+constexpr LatentTile attention_tile(int32_t rank, int32_t value_dim, int32_t group_size, int32_t dim, int64_t smem) {
+  const LatentTile tile = latent_tile(rank, value_dim, group_size);
+  return tile == LatentTile::small && dim <= 128 && smem >= 163 * 1024 ? LatentTile::long_rows : tile;
+}
+
+/// What opening a row costs a block of decode_attention, in blocks of slots (core/splits.h).
+inline constexpr int32_t kLatentLead = 8;
+
 /// Blocks of a multiprocessor; fp32 has one kernel for all.
 constexpr int32_t latent_blocks(LatentTile tile) {
-  return tile == LatentTile::small ? 3 : tile == LatentTile::widest ? 1 : 2;
+  return tile == LatentTile::small ? 3 : tile == LatentTile::widest || tile == LatentTile::long_rows ? 1 : 2;
 }
 
 }  // namespace uncomp::kernels

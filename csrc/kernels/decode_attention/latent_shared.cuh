@@ -12,9 +12,10 @@
 namespace uncomp::kernels {
 
 /// Sizes of one compiled kernel. kSlots are those that a warp takes at a time, 16 or 32; kStages such groups are on the
-/// way; kBlocks fit on a multiprocessor.
-template <int kRank_, int kValue_, int kHeads_, int kSlots_, int kStages_, int kWarps_, int kBlocks_>
+/// way; kBlocks fit on a multiprocessor. kSpan positions that follow one another turn by a table (latent_turn.cuh).
+template <int kRank_, int kValue_, int kHeads_, int kSlots_, int kStages_, int kWarps_, int kBlocks_, int kSpan_ = 0>
 struct LatentShape {
+  static constexpr int kSpan = kSpan_;
   static constexpr int kRank = kRank_, kValue = kValue_, kHeads = kHeads_, kSlots = kSlots_, kStages = kStages_;
   static constexpr int kWarps = kWarps_, kBlocks = kBlocks_, kThreads = 32 * kWarps;
 };
@@ -41,6 +42,8 @@ struct LatentTables {
   float* weight;   // [D] where weighs_channels
   float* key;      // [D] of a new token
   uint32_t* turn;  // [D / 2]: parts of 2^32 of a full turn a token; 0 where nothing turns
+  uint4* turns;    // [D / 16, kSpan / 16, 32]: fill_turns
+  T* turned;       // [kWarps, heads, stride]: queries turned back
   int stride;      // D + 8: ldmatrix meets no bank twice
 
   template <class Shape>
@@ -53,14 +56,17 @@ struct LatentTables {
     t.weight = t.bias + 2 * dim;
     t.key = t.weight + dim;
     t.turn = reinterpret_cast<uint32_t*>(t.key + dim);
+    t.turns = reinterpret_cast<uint4*>(t.turn + dim / 2);
+    t.turned = reinterpret_cast<T*>(t.turns + dim / 16 * (Shape::kSpan / 16) * 32);
     return t;
   }
 };
 
 template <class T, class Shape>
-size_t latent_shared_bytes(int dim) {
-  return sizeof(LatentShared<T, Shape>) + (Shape::kRank + Shape::kHeads) * (dim + 8) * sizeof(T) +
-         dim * (4 * sizeof(float) + sizeof(uint32_t) / 2);
+size_t latent_shared_bytes(int dim, int heads) {
+  const int turned = Shape::kSpan > 0 ? Shape::kWarps * heads : 0;
+  return sizeof(LatentShared<T, Shape>) + (Shape::kRank + Shape::kHeads + turned) * (dim + 8) * sizeof(T) +
+         dim * (4 * sizeof(float) + sizeof(uint32_t) / 2) + dim / 16 * (Shape::kSpan / 16) * 32 * sizeof(uint4);
 }
 
 /// Channel at a place.
@@ -84,23 +90,32 @@ __device__ __forceinline__ float logit_factor(const KeyTransformParams& transfor
   return weighs_channels(transform) || transform.pairs == 0 ? 1.0f : transform.rotary_scale;
 }
 
+/// threadIdx.x of which nothing is known: what is computed of it stays inside the loop over a block's pieces of rows,
+/// where registers are free, instead of being kept throughout.
+__device__ __forceinline__ int opaque_thread() {
+  int thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
 /// Basis of KV head `head`, by asynchronous copies where channels lie in eights; the caller waits for them and for the
 /// other threads.
 template <class Shape, class T>
 __device__ __forceinline__ void load_basis(const LatentTables<T>& tables, const KeyTransformParams& transform, int head,
                                            int rank) {
-  const int dim = transform.dim, pairs = transform.pairs, lanes = dim > 128 ? 32 : 16;  // of a row
+  const int thread = opaque_thread(), dim = transform.dim, pairs = transform.pairs,
+            lanes = dim > 128 ? 32 : 16;  // of a row
   const T* const basis = static_cast<const T*>(transform.basis) + static_cast<int64_t>(head) * rank * dim;
-  const int place = threadIdx.x % lanes * 8;
+  const int place = thread % lanes * 8;
   if (place >= dim) return;
   if (pairs % 8 == 0) {
     const T* const from = basis + channel_at(place, dim, pairs);
-    for (int k = threadIdx.x / lanes; k < Shape::kRank; k += Shape::kThreads / lanes) {
+    for (int k = thread / lanes; k < Shape::kRank; k += Shape::kThreads / lanes) {
       cp_async16(tables.basis + k * tables.stride + place, k < rank ? from + k * dim : basis, k < rank);
     }
     return;
   }
-  for (int k = threadIdx.x / lanes; k < Shape::kRank; k += Shape::kThreads / lanes) {
+  for (int k = thread / lanes; k < Shape::kRank; k += Shape::kThreads / lanes) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       tables.basis[k * tables.stride + place + i] =

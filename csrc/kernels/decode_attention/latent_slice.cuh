@@ -4,16 +4,9 @@
 #pragma once
 
 #include "kernels/decode_attention/latent_shared.cuh"
+#include "kernels/decode_attention/latent_turn.cuh"
 
 namespace uncomp::kernels {
-
-/// cos and sin of an angle in parts of 2^32 of a full turn. The upper bits become a float without a conversion, which
-/// would queue where the sines do.
-__device__ __forceinline__ float2 cos_sin(uint32_t position, uint32_t turn) {
-  const float turns = __uint_as_float(((position * turn) >> 9) + 0x3f800000u);  // 1 to 2
-  const float angle = fmaf(turns, 6.2831853071795865f, -6.2831853071795865f);
-  return {__cosf(angle), __sinf(angle)};
-}
 
 /// What attend_latents needs of the row beside the arena.
 struct LatentRow {
@@ -94,14 +87,16 @@ __device__ __forceinline__ void add_values(RunningSoftmax<kNTiles>& softmax, flo
 template <class T, class Shape, class OnScore = NoScores, class Prepare = NoPrepare>
 __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, const LatentTables<T>& tables, int dim,
                                                const LatentRow& row, const T* latent, const T* value, int count,
-                                               int rank, int value_dim, float scale_log2, OnScore on_score = {},
-                                               Prepare prepare = {}) {
+                                               int rank, int value_dim, int heads, float scale_log2,
+                                               OnScore on_score = {}, Prepare prepare = {}) {
   using Shared = LatentShared<T, Shape>;
   constexpr int kRank = Shape::kRank, kValue = Shape::kValue, kNTiles = Shape::kHeads / 8, kSteps = kRank / 16;
-  constexpr int kSlots = Shape::kSlots, kTiles = kSlots / 16, kStages = Shape::kStages, kPass = Shape::kWarps * kSlots;
+  constexpr int kSlots = Shape::kSlots, kTiles = kSlots / 16, kStages = Shape::kStages;
   constexpr bool kKeepLatents = kValue * Shape::kHeads < 4096;  // in registers
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, offset = warp * kSlots;
-  const int groups = count > offset ? (count - offset + kPass - 1) / kPass : 0;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // A warp takes groups of slots that follow one another.
+  const int all_groups = (count + kSlots - 1) / kSlots, first_group = warp * all_groups / Shape::kWarps;
+  const int groups = (warp + 1) * all_groups / Shape::kWarps - first_group, offset = first_group * kSlots;
   T* const ring = shared.ring[warp][0];
 
   const RowCopies<T, kRank> latent_copies(lane);
@@ -111,7 +106,7 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         latent_copies.issue(ring + stage * (Shared::kLatents + Shared::kValues) + m * 16 * kRank, latent, rank,
-                            group * kPass + offset + 16 * m, count);
+                            group * kSlots + offset + 16 * m, count);
       }
     }
     cp_async_commit();
@@ -121,30 +116,29 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         value_copies.issue(ring + stage * (Shared::kLatents + Shared::kValues) + Shared::kLatents + m * 16 * kValue,
-                           value, value_dim, group * kPass + offset + 16 * m, count);
+                           value, value_dim, group * kSlots + offset + 16 * m, count);
       }
     }
     cp_async_commit();
   };
-  uint32_t next_position[2 * kTiles];
+  uint32_t next_position;  // of slot `lane` of the group
   const auto load_positions = [&](int group) {
-#pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) {
-      const int slot = group * kPass + offset + lane / 4 + 8 * i;
-      next_position[i] = row.position != nullptr && slot < count ? static_cast<uint32_t>(row.position[slot]) : 0;
-    }
+    const int slot = group * kSlots + offset + lane;
+    next_position =
+        row.position != nullptr && lane < kSlots && slot < count ? static_cast<uint32_t>(row.position[slot]) : 0;
   };
   for (int stage = 0; stage < kStages; ++stage) {
     load_latents(stage, stage);
     load_values(stage, stage);
   }
   load_positions(0);
-  prepare();
+  const bool by_table = Shape::kSpan > 0 && row.position != nullptr && count >= 2 * Shape::kWarps * kSlots;
+  prepare(by_table);
 
   const int latent_at = ring_offset<kRank>(lane % 16, lane / 16);
   const int value_at = ring_offset<kValue>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const T* const basis_at = tables.basis + lane % 16 * tables.stride + lane / 16 * 8;
-  const T* const query_at = tables.query + lane / 4 * tables.stride + lane % 4 * 2;
+  T* const turned_query = tables.turned + warp * heads * tables.stride;
   const float* const bias_at = tables.bias + lane % 4 * 4;
   const float* const weight_at = tables.weight + lane % 4 * 2;
   const uint32_t* const turn_at = tables.turn + lane % 4 * 2;
@@ -152,6 +146,7 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
   float out[kValue / 16][kNTiles][4] = {};  // [channel, head] tiles
   RunningSoftmax<kNTiles> softmax;
   int stage = 0;
+  uint32_t turned = kNowhere;  // what the warp's queries are turned back by
   for (int group = 0; group < groups; ++group) {
     cp_async_wait<2 * kStages - 1>();
     __syncwarp();
@@ -166,14 +161,34 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
       __syncwarp();  // all lanes have read what the next copies overwrite
       load_latents(group + kStages, stage);
     }
-    uint32_t position[2 * kTiles];
-#pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) position[i] = next_position[i] + row.offset;
+    const uint32_t position = next_position + row.offset;
     load_positions(group + 1);
+    bool follow = false;  // whether the positions of the group follow one another
+    uint32_t ahead = 0;   // of what the queries are turned back by
+    if constexpr (Shape::kSpan > 0) {
+      if (by_table) {
+        const uint32_t first = __shfl_sync(0xffffffffu, position, 0);
+        follow =
+            __all_sync(0xffffffffu, position == first + lane || lane >= min(kSlots, count - group * kSlots - offset));
+        if (follow && !serves<Shape::kSpan, kSlots>(turned, first)) {
+          turn_back<T, Shape::kHeads>(turned_query, tables.query, tables.stride, tables.turn, dim, heads, first);
+          turned = first;
+        }
+        ahead = first - turned;
+      }
+    }
 
     // Scores [slots, heads]: 16 channels of the keys at a time.
     float score[kTiles][kNTiles][4] = {}, squares[kTiles][2] = {};
-    const auto make_and_meet = [&]<bool kWeighted>(std::bool_constant<kWeighted>) {
+    const auto make_and_meet = [&]<bool kWeighted, bool kFollow>(std::bool_constant<kWeighted>,
+                                                                 std::bool_constant<kFollow>) {
+      uint32_t at[2 * kTiles];
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        if constexpr (!kFollow) at[i] = __shfl_sync(0xffffffffu, position, lane / 4 + 8 * i);
+      }
+      const uint4* const turns = tables.turns + ahead / 16 * 32 + lane;
+      const T* const queries = kFollow ? turned_query : tables.query;
 #pragma unroll 1
       for (int place = 0; place < dim; place += 16) {
         float key[kTiles][2][4];  // one of each pair, the other
@@ -211,26 +226,40 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
             }
           }
         }
-        const uint2 turn = *reinterpret_cast<const uint2*>(turn_at + place / 2);
         uint32_t operand[kTiles][4];
+        if constexpr (kFollow) {
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
+          for (int m = 0; m < kTiles; ++m) {
+            const uint4 by = turns[place / 16 * (Shape::kSpan / 16) * 32 + m * 32];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float2 by = cos_sin(position[2 * m + i / 2], i % 2 == 0 ? turn.x : turn.y);
-            const float x = key[m][0][i], y = key[m][1][i];
-            key[m][0][i] = x * by.x - y * by.y;
-            key[m][1][i] = y * by.x + x * by.y;
+            for (int i = 0; i < 2; ++i) {
+              operand[m][i] = pack2<T>(key[m][0][2 * i], key[m][0][2 * i + 1]);
+              operand[m][i + 2] = pack2<T>(key[m][1][2 * i], key[m][1][2 * i + 1]);
+              turn2<T>(operand[m][i], operand[m][i + 2], i == 0 ? by.x : by.z, i == 0 ? by.y : by.w);
+            }
           }
+        } else {
+          const uint2 turn = *reinterpret_cast<const uint2*>(turn_at + place / 2);
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            operand[m][2 * h] = pack2<T>(key[m][h][0], key[m][h][1]);
-            operand[m][2 * h + 1] = pack2<T>(key[m][h][2], key[m][h][3]);
+          for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float2 by = cos_sin(at[2 * m + i / 2], i % 2 == 0 ? turn.x : turn.y);
+              const float x = key[m][0][i], y = key[m][1][i];
+              key[m][0][i] = x * by.x - y * by.y;
+              key[m][1][i] = y * by.x + x * by.y;
+            }
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              operand[m][2 * h] = pack2<T>(key[m][h][0], key[m][h][1]);
+              operand[m][2 * h + 1] = pack2<T>(key[m][h][2], key[m][h][3]);
+            }
           }
         }
 #pragma unroll
         for (int n = 0; n < kNTiles; ++n) {
-          const T* const query = query_at + 8 * n * tables.stride + place;
+          const int head = kFollow ? min(8 * n + lane / 4, heads - 1) : 8 * n + lane / 4;
+          const T* const query = queries + head * tables.stride + lane % 4 * 2 + place;
           const uint32_t b[2] = {*reinterpret_cast<const uint32_t*>(query),
                                  *reinterpret_cast<const uint32_t*>(query + 8)};
 #pragma unroll
@@ -238,10 +267,16 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
         }
       }
     };
-    if (row.weighted) {
-      make_and_meet(std::true_type{});
+    if (Shape::kSpan > 0 && follow) {
+      if (row.weighted) {
+        make_and_meet(std::true_type{}, std::bool_constant<(Shape::kSpan > 0)>{});
+      } else {
+        make_and_meet(std::false_type{}, std::bool_constant<(Shape::kSpan > 0)>{});
+      }
+    } else if (row.weighted) {
+      make_and_meet(std::true_type{}, std::false_type{});
     } else {
-      make_and_meet(std::false_type{});
+      make_and_meet(std::false_type{}, std::false_type{});
     }
     if constexpr (!kKeepLatents) {
       __syncwarp();
@@ -270,8 +305,8 @@ __device__ __forceinline__ void attend_latents(LatentShared<T, Shape>& shared, c
     const T* const values = latents + Shared::kLatents;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      add_values<T, kValue>(softmax, score[m], out, values + m * 16 * kValue, value_at, group * kPass + offset + 16 * m,
-                            count, on_score);
+      add_values<T, kValue>(softmax, score[m], out, values + m * 16 * kValue, value_at,
+                            group * kSlots + offset + 16 * m, count, on_score);
     }
     __syncwarp();
     load_values(group + kStages, stage);

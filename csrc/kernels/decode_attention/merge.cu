@@ -35,17 +35,18 @@ struct SharedRow {
 
 /// Row `row`, found from the lengths by all threads of the block while the split kernel still runs.
 template <int kWarps>
-__device__ __forceinline__ SharedRow find_shared_row(const RaggedRows& rows, int32_t workers, int32_t row) {
+__device__ __forceinline__ SharedRow find_shared_row(const RaggedRows& rows, int32_t workers, int32_t lead,
+                                                     int32_t row) {
   __shared__ int32_t scratch[kWarps];
   int32_t total = 0, before = 0;
   for (int32_t r = threadIdx.x; r < rows.num_rows; r += 32 * kWarps) {
-    const int32_t blocks = static_cast<int32_t>(split_blocks(rows.len(r)));
+    const int32_t blocks = static_cast<int32_t>(split_blocks(rows.len(r), lead));
     total += blocks;
     if (r < row) before += blocks;
   }
   const int32_t quota = static_cast<int32_t>(split_quota(block_sum(total, scratch), workers));
   const int32_t begin = block_sum(before, scratch);
-  const int32_t blocks = max_of(static_cast<int32_t>(split_blocks(rows.len(row))), 1);
+  const int32_t blocks = max_of(static_cast<int32_t>(split_blocks(rows.len(row), lead)), 1);
   return {row, begin / quota, (begin + blocks - 1) / quota};
 }
 
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y;
   const int32_t heads = params.group_size, value_dim = params.value_dim;
   SharedRow shared{};
-  if constexpr (kByRow) shared = find_shared_row<kWarps>(params.rows, work.workers, blockIdx.x);
+  if constexpr (kByRow) shared = find_shared_row<kWarps>(params.rows, work.workers, work.lead, blockIdx.x);
   wait_for_previous();
   let_next_start();
   if constexpr (!kByRow) {
@@ -176,9 +177,14 @@ cudaError_t launch_merge(const DecodeAttentionParams& params, const DecodeWorksp
 cudaError_t worker_count(const DecodeAttentionParams& params, const KeyTransformParams* transform, int32_t* workers) {
   DeviceInfo info;
   if (const cudaError_t err = device_info(&info); err != cudaSuccess) return err;
-  const int32_t blocks = transform == nullptr
-                             ? kBlocksPerSm
-                             : latent_blocks(latent_tile(params.key_dim, params.value_dim, params.group_size));
+  int32_t blocks = kBlocksPerSm;
+  if (transform != nullptr) {
+    const LatentTile tile = latent_tile(params.key_dim, params.value_dim, params.group_size);
+    blocks = latent_blocks(
+        params.dtype == DType::float32
+            ? tile
+            : attention_tile(params.key_dim, params.value_dim, params.group_size, transform->dim, info.smem_per_block));
+  }
   *workers = info.sm_count * blocks;
   return cudaSuccess;
 }
@@ -241,6 +247,7 @@ cudaError_t decode_attention(const DecodeAttentionParams& params, void* workspac
   if (const cudaError_t err = worker_count(params, transform, &workers); err != cudaSuccess) return err;
   DecodeWorkspace work;
   decode_workspace(params, workers, workspace, &work);
+  if (transform != nullptr && params.dtype != DType::float32) work.lead = kLatentLead;
   const cudaError_t split =
       transform == nullptr ? launch_split(params, work, stream) : launch_latents(params, *transform, work, stream);
   if (split != cudaSuccess) return split;

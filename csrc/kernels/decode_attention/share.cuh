@@ -17,14 +17,15 @@ struct WorkerShare {
 /// Called by all threads of a block of kWarps warps. Blocks are counted in 32 bits: `row_start` is int32. Each warp
 /// sums up a segment of the rows, 32 neighbours at a time; the warp whose segment holds the first block looks for it.
 template <int kWarps>
-__device__ __forceinline__ WorkerShare find_share(const RaggedRows& rows, int32_t worker, int32_t workers) {
+__device__ __forceinline__ WorkerShare find_share(const RaggedRows& rows, int32_t worker, int32_t workers,
+                                                  int32_t lead = 0) {
   constexpr int kAtOnce = 8;  // rows of a lane, loaded together
   __shared__ int32_t warp_blocks[kWarps];
   __shared__ RowCursor found;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const RowSegment segment = row_segment(rows.num_rows, warp, kWarps);
   const auto blocks_of = [&](int32_t row) {
-    return row < segment.end ? static_cast<int32_t>(split_blocks(rows.len(row))) : 0;
+    return row < segment.end ? static_cast<int32_t>(split_blocks(rows.len(row), lead)) : 0;
   };
   int32_t mine = 0;
   for (int32_t first = segment.begin + lane; first < segment.end; first += 32 * kAtOnce) {

@@ -24,7 +24,8 @@ struct DecodeWorkspace {
   OpenRow* open;   // [workers]
   float* partial;  // [workers * kPartialsPerWorker, stride]: out [g, Dv] unnormalised, top [g] (log2), sum [g]
   int32_t workers;
-  int32_t stride;  // floats
+  int32_t stride;    // floats
+  int32_t lead = 0;  // blocks that opening a row is worth (core/splits.h)
 };
 
 inline int32_t partial_floats(int32_t group_size, int32_t value_dim) {
@@ -38,7 +39,7 @@ inline int64_t decode_workspace(const DecodeAttentionParams& params, int32_t wor
   const int32_t stride = partial_floats(params.group_size, params.value_dim);
   char* base = static_cast<char*>(memory);
   *workspace = {reinterpret_cast<OpenRow*>(base), reinterpret_cast<float*>(base == nullptr ? base : base + open_bytes),
-                workers, stride};
+                workers, stride, 0};
   return open_bytes + int64_t{workers} * kPartialsPerWorker * stride * static_cast<int64_t>(sizeof(float));
 }
 

@@ -66,7 +66,7 @@ template <class T, class Shape>
 cudaError_t launch_evict_latents(const DecodeEvictParams& params, const KeyTransformParams& transform,
                                  const EvictPlan& plan, const DecodeEvictWorkspace& work, cudaStream_t stream) {
   const auto kernel = evict_latents_kernel<T, Shape>;
-  const size_t bytes = LatentBlock<T, Shape>::bytes(transform.dim);
+  const size_t bytes = LatentBlock<T, Shape>::bytes(transform.dim, params.group_size);
   if (const cudaError_t err = allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes); err != cudaSuccess) {
     return err;
   }

@@ -7,7 +7,8 @@ namespace uncomp::kernels {
 
 cudaError_t evict_latents_bf16(const DecodeEvictParams& params, const KeyTransformParams& transform,
                                const EvictPlan& plan, const DecodeEvictWorkspace& work, cudaStream_t stream) {
-  return with_latent_shape(params.key_dim, params.value_dim, params.group_size, [&]<class Shape>(Shape) {
+  const LatentTile tile = latent_tile(params.key_dim, params.value_dim, params.group_size);
+  return with_latent_shape(tile, [&]<class Shape>(Shape) {
     return launch_evict_latents<__nv_bfloat16, Shape>(params, transform, plan, work, stream);
   });
 }

@@ -20,6 +20,7 @@ namespace {
 struct Problem {
   std::vector<int32_t> len;
   int32_t batch = 1, group = 4, rank = 64, dim = 128, value_dim = 64, spare = 3, pairs = 64;
+  int32_t run = 0;  // positions that follow one another before a gap; 0: all are random
   bool bias = true, norm = false, offset = false;
   float rotary_scale = 1.0f;
   DType dtype = DType::bfloat16;
@@ -202,6 +203,9 @@ class Decode {
   int fill_positions() {
     std::mt19937 random(4);
     for (int32_t& x : position_) x = static_cast<int32_t>(random() % 100000);
+    for (size_t i = 0; problem_.run > 0 && i < position_.size(); ++i) {
+      position_[i] = static_cast<int32_t>(5 + i + i / problem_.run * 37);
+    }
     return 0;
   }
 
@@ -238,6 +242,17 @@ TEST_CASE("latents: block borders, empty rows, skew", "[key_transform]") {
     run({.len = {1, 2000, 1, 0, 2, 70}, .batch = 2, .offset = true, .dtype = dtype});
     run({.len = {0, 0}, .dtype = dtype});
   }
+}
+
+TEST_CASE("latents: positions that follow one another turn by a table", "[key_transform]") {
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    for (const bool bias : {false, true}) {  // without: warpgroups where the device has them
+      run({.len = {70, 500, 0, 900}, .batch = 2, .run = 1000000, .bias = bias, .offset = true, .dtype = dtype});
+      run({.len = {120000, 7, 3000}, .group = 8, .run = 1700, .bias = bias, .dtype = dtype});
+    }
+  }
+  run({.len = {100000}, .group = 3, .rank = 48, .value_dim = 40, .run = 5000, .bias = false});
+  run({.len = {150000}, .group = 1, .dim = 96, .pairs = 40, .run = 20000, .norm = true, .rotary_scale = 1.2f});
 }
 
 TEST_CASE("latents: every tile, partial rotation, norm", "[key_transform]") {

@@ -116,6 +116,23 @@ def test_lengths(device, dtype, lengths):
     check(*example(lengths, rank=16, value_dim=16, dtype=dtype, device=device, offset=2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bias", "group"), [(False, 4), (False, 1), (True, 4), (True, 8)])
+def test_positions_that_follow_one_another(device, dtype, bias, group):
+    """Rows so long that a block turns keys by a table, with gaps and a stretch where every third token was kept."""
+    long = 900 if device == "cpu" else 150_000 if dtype != torch.float32 else 3000
+    args, made = example(
+        (long, 70), 1, group, rank=64, dim=128, value_dim=64, dtype=dtype, device=device, bias=bias, offset=1
+    )
+    position, begin = made["slot_position"], args[3][0].item()
+    follow = torch.arange(long, dtype=torch.int32)
+    follow[long // 3 :] += 41
+    follow[long // 2 : long // 2 + 100] += 2 * torch.arange(100, dtype=torch.int32)
+    follow[long // 2 + 100 :] += 200
+    position[begin : begin + long] = follow.to(device)
+    check(args, made)
+
+
 def test_several_rows_of_a_kv_head(device):
     """rows="query_head": two rows of a sequence read the basis of one KV head."""
     check(*example((20, 21, 22, 23, 24, 25, 26, 27), 2, 1, heads=2, bias=True, device=device))
