@@ -141,7 +141,7 @@ def _block_of_windows(
     progress: Any,
     finished: Callable[[int], None] | None,
 ) -> None:
-    """Full first, then every run; what the full cache costs is counted where it is a run.
+    """Full first, then every run. The full cache's seconds are counted where it is a run, else in the first one.
 
     Args:
         finished: called with every run whose windows in this block are done.
@@ -167,7 +167,8 @@ def _block_of_windows(
             with Probe(model, config, mode=pieces.mode) as probe:
                 for n in open_here:
                     progress(f"window {n + 1}/{len(pieces.pairs)}, {'full cache' if i is None else runs[i].name}")
-                    got = probe.score(*pieces.pairs[n])
+                    with effort.until_broken_off():
+                        got = probe.score(*pieces.pairs[n])
                     if i is None:
                         full[n] = got
                     effort.model_seconds += got.prefill_seconds + got.decode_seconds
@@ -178,6 +179,9 @@ def _block_of_windows(
                 effort.count(probe.steps())
         finally:
             effort.seconds += time.perf_counter() - started
+            if place is None:
+                efforts[0].model_seconds += effort.model_seconds
+                efforts[0].seconds += effort.seconds
         if finished is not None and place is not None:
             finished(place)
 

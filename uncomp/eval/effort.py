@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,16 @@ class Effort:
     steps_replayed: int = 0
     steps_eager: int = 0
     reason: str | None = None
+
+    @contextmanager
+    def until_broken_off(self) -> Iterator[None]:
+        """Around a call of the model: one that is broken off tells no seconds, and what it spent was the model's."""
+        started = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self.model_seconds += time.perf_counter() - started
+            raise
 
     def count(self, stats: dict[str, Any]) -> None:
         """Adds what a handle counted since it was patched."""

@@ -252,15 +252,16 @@ def _run(
             if handle is None:
                 handle = patch(model, config)
                 effort.patches += 1
-            outcomes = batches.run(
-                model,
-                handle,
-                [task.prompt(i) for i in group],
-                max_new_tokens=task.examples[group[0]].max_new_tokens,
-                agnostic=run.mode == "agnostic",
-                pad=pad,
-                eos=eos,
-            )
+            with effort.until_broken_off():
+                outcomes = batches.run(
+                    model,
+                    handle,
+                    [task.prompt(i) for i in group],
+                    max_new_tokens=task.examples[group[0]].max_new_tokens,
+                    agnostic=run.mode == "agnostic",
+                    pad=pad,
+                    eos=eos,
+                )
             effort.model_seconds += sum(o.prefill_seconds + o.decode_seconds for o in outcomes)
             if forced:  # the full cache's logits come from the model as it is
                 effort.count(handle.steps())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
@@ -177,3 +178,38 @@ def test_where_the_time_went(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(RunFolder, "append", stop)
     status, _, err = support.call(capsys, model, data, tmp_path / "b", *given)
     assert status == 130 and "uncomp eval: 0 records, " in err
+
+
+def test_a_batch_that_is_broken_off_was_in_the_model(model, tmp_path, capsys, monkeypatch):
+    def late(*args, **kwargs):
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "run", late)
+    monkeypatch.setattr(perplexity.Probe, "score", late)
+    data = support.make_longbench(tmp_path / "data", records=2)
+    status, _, err = support.call(capsys, model, data, tmp_path / "b", "--policy", "uncomp", "--subset", "qasper")
+    assert status == 130 and "uncomp eval: 0 records, 0.3 s in the model" in err
+    (tmp_path / "text.txt").write_text(support.words(150))
+    given = ["--model", str(model), "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "p")]
+    status = cli.main(["eval", "perplexity", *given, "--device", "cpu", "--prefix", "60", "--continuation", "4"])
+    assert status == 130 and "uncomp eval: 0 records, 0.3 s in the model" in capsys.readouterr().err
+
+
+def test_the_full_cache_that_others_are_set_beside_is_the_model_too(model, tmp_path, capsys, monkeypatch):
+    scored = []
+    before = perplexity.Probe.score
+
+    def score(self, *pieces):
+        scored.append(before(self, *pieces))
+        return scored[-1]
+
+    monkeypatch.setattr(perplexity.Probe, "score", score)
+    (tmp_path / "text.txt").write_text(support.words(150))
+    given = ["--model", str(model), "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "p"), "--limit", "2"]
+    given += ["--device", "cpu", "--prefix", "60", "--continuation", "4", "--budget", "20", "--json"]
+    assert cli.main(["eval", "perplexity", *given]) == 0
+    call = json.loads(capsys.readouterr().out)["call"]
+    assert len(scored) == 4 and (call["records"], call["patches"]) == (2, 1)
+    spent = sum(one.prefill_seconds + one.decode_seconds for one in scored)
+    assert call["model_seconds"] == pytest.approx(spent, abs=1e-3) and call["seconds"] >= spent
