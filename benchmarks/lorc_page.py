@@ -64,7 +64,8 @@ def section(name: str, rows: Sequence[dict]) -> str:
     where = (
         f"{name} on {first['device']}, {first['dtype']}, torch {first['torch']}, transformers {first['transformers']}"
     )
-    measured = [f"## {name}, {first['device']}\n", command(first["options"]), f"\n{where}, commit {first['commit']}.\n"]
+    measured = [f"## {name}, {first['device']}\n", command(first["options"]), f"\n{where}, commit {first['commit']}."]
+    measured += [f"A cell has {records(rows)}.\n"]
     measured += [table(rows), ""]
     stopped = [row for row in rows if "stopped_before" in row]
     if stopped:
@@ -79,6 +80,19 @@ def section(name: str, rows: Sequence[dict]) -> str:
         if text:
             measured += [f"{title}:\n", text, ""]
     return "\n".join(measured)
+
+
+def records(rows: Sequence[dict]) -> str:
+    """How many of each kind a cell of the table was made of."""
+    options, found = rows[0]["options"], []
+    whole = [row["full"] for row in rows if "full" in row]
+    if any("losses" in values for values in whole):
+        text = f"continuations of {options['continuation']} tokens behind {options['prefix']}"
+        found.append(f"{max(len(values.get('losses', ())) for values in whole)} {text}")
+    for key, text in (("needle_records", "needles"), ("longbench_records", "records of LongBench")):
+        if most := max((len(values.get(key, ())) for values in whole), default=0):
+            found.append(f"{most} {text}")
+    return ", ".join(found)
 
 
 def findings(path: Path) -> str:

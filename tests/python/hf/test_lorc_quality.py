@@ -139,7 +139,14 @@ def made_rows(worse):
             "needle": "/private/niah",
             "rho": [0.5, 0.7],
         }
-        options |= {"budget": 0.1, "batch_size": 6, "share": [1, 2], "json": "/private/x.json"}
+        options |= {
+            "prefix": 9,
+            "continuation": 4,
+            "budget": 0.1,
+            "batch_size": 6,
+            "share": [1, 2],
+            "json": "/private/x.json",
+        }
         facts = {"model": "/private/m.gguf", "device": "cpu", "dtype": "float32", "commit": "abc", "options": options}
         facts |= {"torch": "2", "transformers": "5"}
         rows.append({**facts, **(state if rho else {"rho": None}), "full": way})
@@ -169,10 +176,13 @@ def test_a_page_keeps_its_findings_and_names_no_machine(tmp_path):
         assert lorc_page.main(["--section", "A model", *map(str, paths), "--out", str(out)]) == 0
     text = out.read_text()
     assert "What it says.<!-- /findings -->" in text and "10.00% of the" in text
-    call = "--text DATA/set/a.txt --needle DATA/niah --rho 0.5 0.7 --budget 0.1 --batch-size 6"
+    call = (
+        "--text DATA/set/a.txt --needle DATA/niah --rho 0.5 0.7 --prefix 9 --continuation 4 --budget 0.1 --batch-size 6"
+    )
     assert f"python benchmarks/lorc_quality.py --model MODEL {call} A model on cpu" in " ".join(
         text.replace("\\\n", "").split()
     )
+    assert "A cell has 2 continuations of 4 tokens behind 9, 3 records of LongBench." in text
     assert "Schedules less uniform ranks" in text and text.count("| 0.5 | linear | plain |") == 2
     assert "private" not in text + out.with_suffix(".json").read_text()
     assert [row["rho"] for row in json.loads(out.with_suffix(".json").read_text())] == [None, 0.75, 0.7, 0.5, 0.5]
