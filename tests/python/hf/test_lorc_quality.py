@@ -11,13 +11,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
+import graph_support
 import lorc_lost
 import lorc_page
 import lorc_quality
 import lorc_table
 
+import uncomp
 from uncomp import lorc
-from uncomp.eval import sample
+from uncomp.eval import perplexity, runner, sample
 from uncomp.hf import load
 from uncomp.testing import tiny_model, tiny_tokenizer
 
@@ -83,6 +85,31 @@ def test_answers_are_those_of_the_evaluation(call):
     names = ("as-it-is", "1.0-uniform-whitened-head", "1.0-uniform-plain-head")
     runs = ("full-full-aware", "uncomp-0.3-aware")
     assert made == {f"{name}/{task}/{run}" for name in names for task in ("needle", "longbench") for run in runs}
+
+
+def test_steps_are_recorded_and_say_the_same(call, monkeypatch):
+    """A step for all continuations of a way, in each state of the model; on the CPU the stand-in for CUDA graphs."""
+    grid = [*call.words, *call.answers[:-2], "--rho", "0.5", "--schedules", "uniform", "--factors", "whitened"]
+    lorc_quality.main(grid)
+    plain = json.loads(call.json.read_text())
+
+    def recorded(model, config):
+        handle = uncomp.patch(model, config)
+        graph_support.ReplayMachine(handle)
+        return handle
+
+    for module in (runner, perplexity):
+        monkeypatch.setattr(module, "patch", recorded)
+    lorc_quality.main(grid)
+    rows = json.loads(call.json.read_text())
+    assert len(rows) == len(plain) == 2
+    for row, other in zip(rows, plain, strict=True):
+        for way in ("full", "uncomp"):
+            steps = row[way]["perplexity_steps"]
+            assert (steps["steps_recorded"], steps["steps_eager"]) == (1, 1)  # the first one warms up
+            assert row[way]["losses"] == pytest.approx(other[way]["losses"], abs=1e-5)
+            assert row[way]["longbench_records"] == other[way]["longbench_records"]
+            assert row[way]["longbench_effort"]["steps_replayed"] > 0
 
 
 def test_schedules_of_equal_ranks_are_measured_once(call):
