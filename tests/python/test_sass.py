@@ -31,6 +31,8 @@ WIDE_STORE = r"\bSTG\.E\.[\w.]*128"
 # Begin of a kernel's name, with the begin of its half-precision types -> what its machine code must hold.
 CLAIMS = {
     "split_kernel<__": [MULTIPLY, COPY],
+    "latent_split_kernel<__": [MULTIPLY, COPY],
+    "latent_split_kernel<__nv_bfloat16, uncomp::kernels::WarpgroupBlock": [WARPGROUPS, COPY],
     "evict_attend_kernel<__": [MULTIPLY, COPY],
     "tiles_kernel<__": [MULTIPLY, COPY],
     "score_pass_kernel<__": [MULTIPLY, COPY],
