@@ -231,7 +231,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="*", type=int, metavar="N", default=[1, torch.get_num_threads()])
     parser.add_argument("--seconds", type=float, default=1.5, help="of one case and number of threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if any(n < 1 for n in options.threads):
+        parser.error(f"--threads: wanted 1 or more, got {min(options.threads)}")
+    if options.json is not None:
+        try:
+            options.json.open("a").close()  # known before anything is timed
+        except OSError as error:
+            parser.error(f"--json: cannot write {options.json}: {error.strerror}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -249,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(make_row(entry, threads, interleave(calls, options.seconds)))
             print(f"{entry.op} {entry.shape} {entry.dtype}", file=sys.stderr)
     rows.sort(key=lambda row: row["threads"])
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{cpu_name()}, torch {torch.__version__}, commit {commit()}")
     print(table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

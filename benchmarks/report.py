@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of run.py as Markdown tables, operators with targets: python benchmarks/report.py results/h200-model.json."""
+"""Rows of run.py and cpu.py as tables, operators with targets: python benchmarks/report.py results/h200-model.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).resolve().parent
 sys.path[:0] = [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]
 
+import cpu  # noqa: E402
 import model_rows  # noqa: E402
 
 # Microseconds on one H200, a call and layer.
@@ -48,6 +49,38 @@ TARGETS = {
 RELATIVE = {
     ("decode_attention", "one row 8x the others, 8x32768 mean"): (("decode_attention", "8x32768"), 1.05),
 }
+# How many times faster than a rival of the same row a case has to be.
+FACTORS = [
+    ("matrix_spectrum", "32x129 D 128 top 32", "torch eager", 1000),
+    ("matrix_spectrum", "256x129 D 128 top 128", "torch eager", 3000),
+    ("matrix_spectrum", "256x129 D 128 top 128", "cuSOLVER XsyevBatched alone", 10),
+    ("matrix_spectrum", "32x4096 D 128 top 32", "torch eager", 900),
+    ("matrix_spectrum", "32x32768 D 128 top 32", "torch eager", 200),
+    ("allocate_budget", "1x32 rows, 2 groups, with group_heads", "torch eager", 5),
+    ("window_scores", "8x32768 W=8", "torch", 15),
+    ("window_scores", "8x32768 W=8", "flash-colreduce", 1.5),
+    ("window_scores", "8x32768 W=32", "torch", 15),
+    ("window_scores", "8x131072 W=8", "torch", 15),
+    ("select_tokens", "8x32768 k=1552", "max_pool, topk, sort", 12),
+    ("compact_kv", "8x1552 of 32768", "gather", 4),
+    ("compact_kv", "8x13107 of 131072", "gather", 1.5),
+    ("append_kv_", "8 rows, T 1", "index_copy_", 3),
+    ("append_kv_", "8 rows, T 512", "index_copy_", 3),
+    ("decode_attention", "8x32768", "cudnn", 1.1),
+    ("decode_attention", "8x32768", "flash", 1.4),
+    ("decode_attention", "8x131072", "cudnn", 1.0),
+    ("decode_attention", "8x131072", "flash", 1.15),
+    ("decode_attention", "B 32, 8x1552 mean", "varlen", 1.2),
+    ("decode_attention", "B 256, 8x1552 mean", "varlen", 1.2),
+    ("decode_attention", "one row 8x the others, 8x32768 mean", "varlen", 1.5),
+    ("decode_evict_", "8x1552", "torch eager", 20),
+    ("decode_evict_", "B 32, 8x1552", "decode_attention alone", 1 / 1.05),
+    ("decode_evict_", "B 256, 8x1552", "decode_attention alone", 1 / 1.05),
+    ("ragged_attention", "T 512 over 8x1552", "sdpa, padded mask", 2),
+    ("ragged_attention", "T 8192 over 8x1552", "varlen", 1.0),
+    ("gather_tokens", "16384 of 32768, E 4096", "index_select", 1.2),
+    ("gather_tokens", "16384 of 32768, E 4096", "gather", 2),
+]
 
 
 def micros(us: float) -> str:
@@ -93,12 +126,40 @@ def markdown(rows: Sequence[dict]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def factors(rows: Sequence[dict]) -> str:
+    """How many times faster than its rivals a case is, where a factor is wanted; one that is met is bold."""
+    lines = [["operator", "shape", "rival", "µs", "times faster", "wanted"], ["---"] * 6]
+    by_case = {(row["op"], row["shape"]): row for row in rows if row["median_us"] is not None}
+    for op, shape, name, wanted in FACTORS:
+        row = by_case.get((op, shape))
+        rivals = {rival["name"]: rival["median_us"] for rival in row["rivals"]} if row is not None else {}
+        if rivals.get(name) is None:
+            continue
+        got = rivals[name] / row["median_us"]
+        text = f"{got:.0f}" if got >= 100 else f"{got:.3g}"
+        lines.append(
+            [f"`{op}`", shape, name, micros(rivals[name]), f"**{text}**" if got >= wanted else text, f"{wanted:.4g}"]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table of a JSON file of rows, or the tables of rows of whole models."""
+    """Prints the tables of a JSON file of rows: of operators, of whole models, or of CPU bodies."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=Path, metavar="FILE", help="JSON that run.py wrote")
-    rows = json.loads(parser.parse_args(arguments).rows.read_text())
-    print(model_rows.table(rows) if rows and "what" in rows[0] else markdown(rows))
+    parser.add_argument("rows", type=Path, metavar="FILE", help="JSON that run.py or cpu.py wrote")
+    path = parser.parse_args(arguments).rows
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{path}: {error}")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        parser.error(f"{path}: not a list of rows")
+    if rows and "what" in rows[0]:
+        print(model_rows.table(rows))
+    elif rows and "threads" in rows[0]:
+        print(cpu.table(rows))
+    else:
+        print(markdown(rows), factors(rows), sep="\n\n")
     return 0
 
 

@@ -112,6 +112,8 @@ def cases() -> list[Case]:
         case("B 32, 8x1552 mean", budgets * 32, 32),
         case("B 256, 8x1552 mean", budgets * 256, 256),
         case("one row 8x the others, 8x32768 mean", skewed),
+        case("8x1048576", [1048576] * 8),
+        case("B 512, 8x200", [200] * 4096, 512),
         case("8x32768 fp16", [32768] * 8, dtype=torch.float16),
         *(latent_case(length) for length in (16384, 32768, 131072)),
     ]

@@ -137,5 +137,6 @@ def cases() -> list[Case]:
         case("B 256, 8x1552 mean, linear budgets", linear * 256, 256),
         case("8x32768", [32768] * 8),
         case("8x131072", [131072] * 8),
+        case("B 512, 8x200", [200] * 4096, 512),
         latent_case(1552),
     ]

@@ -63,6 +63,7 @@ def cases() -> list[Case]:
     return [
         case(32, 129),
         case(256, 129, top=128),
+        case(256, 129),
         case(32, 4096),
         case(32, 32768),
         case(8, 32768),

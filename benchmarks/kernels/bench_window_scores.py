@@ -48,4 +48,4 @@ def case(tokens, window, dtype=torch.bfloat16):
 
 
 def cases() -> list[Case]:
-    return [case(32768, 8), case(32768, 32), case(131072, 8), case(4096, 8), case(32768, 64)]
+    return [case(32768, 8), case(32768, 32), case(131072, 8), case(4096, 8), case(32768, 64), case(1048576, 8)]

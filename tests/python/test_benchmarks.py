@@ -119,6 +119,32 @@ def test_report_marks_targets_that_are_met():
     assert "| error |" in lines[5]
 
 
+def test_report_compares_with_the_rivals_that_are_to_be_beaten():
+    row = {"op": "append_kv_", "shape": "8 rows, T 1", "median_us": 2.0}
+    for slower, text in ((6.0, "**3**"), (5.8, "2.9")):
+        rivals = [{"name": "index_copy_", "median_us": slower}, {"name": "torch.compile", "median_us": 1.0}]
+        lines = report.factors([{**row, "rivals": rivals}]).splitlines()
+        assert lines[2:] == [f"| `append_kv_` | 8 rows, T 1 | index_copy_ | {slower} | {text} | 3 |"]
+    assert len(report.factors([{**row, "rivals": []}]).splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"a": 1}', "[1]"])
+def test_report_refuses_what_is_no_list_of_rows(tmp_path, capsys, content):
+    path = tmp_path / "rows.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        report.main([str(path)])
+    assert str(path) in capsys.readouterr().err
+
+
+def test_cpu_refuses_before_it_times_anything(tmp_path, capsys):
+    for wrong in (["--json", str(tmp_path / "none" / "rows.json")], ["--threads", "0"]):
+        with pytest.raises(SystemExit):
+            cpu.main(wrong)
+        assert wrong[0] in capsys.readouterr().err
+
+
 def test_report_has_tables_of_whole_models(tmp_path, capsys):
     rows = [{"what": "decode", "engine": "stock", "batch": 2, "ms_per_step": 1.25, "tokens_per_second": 1600.0}]
     file = tmp_path / "rows.json"
@@ -127,7 +153,7 @@ def test_report_has_tables_of_whole_models(tmp_path, capsys):
     assert "| stock | 2 | 1.250 | 1600 |" in capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("key", [*report.TARGETS, *report.RELATIVE])
+@pytest.mark.parametrize("key", [*report.TARGETS, *report.RELATIVE, *dict.fromkeys(key[:2] for key in report.FACTORS)])
 def test_every_target_belongs_to_a_case(key):
     op, shape = key
     assert shape in [case.shape for case in run.load_cases(run.registry()[op])]
