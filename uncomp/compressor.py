@@ -59,7 +59,9 @@ class Compressor:
             kept = self.kept_rows(view, statistic)
             view = view.narrowed(kept, self.shape)
         if self.config.keeps_all:
-            return Measured(view, torch.zeros(view.num_rows, view.columns, device=view.device), statistic, kept)
+            return Measured(
+                view, torch.zeros(view.num_rows, view.columns, dtype=torch.float32, device=view.device), statistic, kept
+            )
         return Measured(view, self.scored(view), statistic, kept)
 
     def kept_rows(self, view: PromptView, statistic: Tensor | None) -> KeptRows:

@@ -90,6 +90,8 @@ def generate(
     Raises:
         ValueError: a config for a model that is patched already; and as `patch` and `PatchHandle.generate`.
     """
+    if not hasattr(model, "set_attn_implementation"):
+        raise TypeError(f"uncomp.generate: model must be a model of transformers; got {type(model).__name__}")
     handle = getattr(family_of(model.config).text_stack(model), _MARK, None)
     if handle is None:
         with patch(model, config) as handle:
@@ -183,7 +185,9 @@ class PatchHandle(NotCopied):
     ) -> Tensor:
         """Generates with sampling and stop tests on the device; the host reads tokens in blocks.
 
-        Gives the tokens of stock `generate` where it is greedy, with fewer options.
+        Gives the tokens of stock `generate` where it is greedy, with fewer options. The model's generation_config is
+        read for end and padding tokens alone. Up to 31 steps are made behind the end before the host has read of it,
+        and count in stats(); with a cache of the caller's none is: there every step waits for the one before.
 
         Args:
             input_ids: [B, S] int64, on the model's device; padded on the left. Behind a cache only what is new.
@@ -200,9 +204,12 @@ class PatchHandle(NotCopied):
             [B, S + n] int64, n <= max_new_tokens: fewer where all sequences ended.
         Raises:
             ValueError: an argument out of its range, by name.
+            TypeError: the model does not generate.
         """
         if self._forwards.removed:
             raise RuntimeError("uncomp.generate: the patch was removed; patch the model again")
+        if not hasattr(self._model, "generation_config"):
+            raise TypeError(f"uncomp.generate: wants a model that generates; {type(self._model).__name__} has no head")
         choice = choice_for(
             self._model,
             do_sample=do_sample,
@@ -221,7 +228,7 @@ class PatchHandle(NotCopied):
             )
         check_prompt(input_ids, attention_mask, max_new_tokens, cache.get_seq_length())
         out = Loop(self._model, self._step, self._forwards.enter).run(
-            input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens
+            input_ids, attention_mask, cache, choice, max_new_tokens, on_tokens, ahead=past_key_values is None
         )
         self._forwards.ledger(cache)
         return out

@@ -105,8 +105,9 @@ def stats_of(ledger: Ledger) -> dict[str, Any]:
     """See cache_stats."""
     unknown = [s.isnan().sum(1) for s in ledger.statistic]  # [B] a layer
     read = read_together([*ledger.row_len, *unknown])
-    lengths = torch.cat(read[: len(ledger.row_len)]).float() if ledger.row_len else torch.zeros(1)
-    unknown = torch.cat([torch.zeros(1), *read[len(ledger.row_len) :]])
+    none = torch.zeros(1, dtype=torch.int32, device="cpu")
+    lengths = torch.cat(read[: len(ledger.row_len)]).double() if ledger.row_len else none.double()
+    unknown = torch.cat([none, *read[len(ledger.row_len) :]])
     lengths = torch.cat([lengths, lengths.new_zeros(ledger.deleted)])
     real = ledger.clock.real()
     return {

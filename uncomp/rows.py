@@ -83,7 +83,7 @@ class RowView(LayerView):
 
     def window_scores(self, window: int, *, reduce: str = "mean", value_norm: bool = False) -> Tensor:
         """See LayerView; where the new queries are fewer than the window, stored votes stand for older ones."""
-        total = torch.zeros(self.num_rows, self.columns, device=self.device)
+        total = torch.zeros(self.num_rows, self.columns, dtype=torch.float32, device=self.device)
         lse = self.query.new_full((*self.query.shape[:2], window), float("-inf"), dtype=torch.float32)
         for sequences, tokens in self._runs():
             have = min(window, tokens)
@@ -116,7 +116,7 @@ class RowView(LayerView):
     def past_mass(self) -> Tensor:
         """[R, columns] float32, what a decode rule had gathered for each stored token; 0 for new ones."""
         if self.before.mass is None:
-            return torch.zeros(self.num_rows, self.columns, device=self.device)
+            return torch.zeros(self.num_rows, self.columns, dtype=torch.float32, device=self.device)
         old = self.source[self.slot]
         column = (old - self.before.row_start[:-1].long().unsqueeze(1)).clamp(0, self.before.mass.shape[1] - 1)
         return self.before.mass.gather(1, column).masked_fill((old < 0) | ~self.live, 0.0)

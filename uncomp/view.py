@@ -259,7 +259,9 @@ def sums(view: LayerView, reduce: str) -> tuple[bool, Tensor]:
     [R, columns] zeros. The largest of sums is not the sum of the largest, so "max" keeps heads apart."""
     heads = view.shape.num_q_heads
     per_head = reduce == "max" or view.shape.rows == heads
-    return per_head, torch.zeros(view.batch * heads if per_head else view.num_rows, view.columns, device=view.device)
+    return per_head, torch.zeros(
+        view.batch * heads if per_head else view.num_rows, view.columns, dtype=torch.float32, device=view.device
+    )
 
 
 def largest_head(view: LayerView, total: Tensor) -> Tensor:

@@ -74,8 +74,10 @@ def look(layers: Sequence[RaggedLayer], evidence: Sequence[Sequence[int]], token
             either = size[..., :, None] + size[..., None, :] - both
             one, other = torch.triu_indices(rows, rows, 1, device=both.device)
             alike.append((both / either.clamp_min(1))[..., one, other].mean(2).to(device))
-    consensus = torch.cat(alike).mean(0) if alike else torch.full((batch,), math.nan, device=device)
-    gone = torch.zeros(batch, device=device).index_add_(0, places[0], (~anywhere[places]).float())
+    consensus = (
+        torch.cat(alike).mean(0) if alike else torch.full((batch,), math.nan, dtype=torch.float32, device=device)
+    )
+    gone = torch.zeros(batch, dtype=torch.float32, device=device).index_add_(0, places[0], (~anywhere[places]).float())
     return torch.stack([torch.where(count > 0, gone / count, math.nan), consensus])
 
 
@@ -110,6 +112,6 @@ def _held(layers: Sequence[RaggedLayer], base: torch.Tensor, tokens: int) -> tor
     row = torch.searchsorted(end, slot, right=True).clamp(max=length.numel() - 1)
     live = slot - start[row] < length[row]
     column = torch.where(live, position.long(), tokens).clamp(max=tokens)
-    held = torch.zeros(length.numel(), tokens + 1, device=device)
+    held = torch.zeros(length.numel(), tokens + 1, dtype=torch.float32, device=device)
     held[row, column] = 1.0
     return held[:, :tokens]

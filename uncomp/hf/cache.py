@@ -138,7 +138,7 @@ class UncompLayer(CacheLayerMixin):
         """Every sequence `repeats` times, one behind the other."""
         batch = self.shared.clock.batch
         if batch > 0:
-            self._select(torch.arange(batch).repeat_interleave(repeats))
+            self._select(torch.arange(batch, device="cpu").repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
         """Takes back the newest tokens: -n removes n, 0 none; older versions of transformers say the length to keep."""

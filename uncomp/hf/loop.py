@@ -54,12 +54,15 @@ class Loop:
         choice: Choice,
         most: int,
         on_tokens: Callable[[Tensor], None] | None,
+        *,
+        ahead: bool = True,
     ) -> Tensor:
         """See `PatchHandle.generate`.
 
         Args:
             ids: [B, S] int64. mask: [B, columns of the cache + S] or None. cache: an empty one, or one of ours.
             most: new tokens, at least 1.
+            ahead: make steps before it is known whether the last ones were the end: what they store stays in the cache.
         Returns:
             [B, S + n] int64, n <= most.
         """
@@ -80,7 +83,8 @@ class Loop:
         reader = Reader(choice.eos, on_tokens)
         if not reader.take(token.cpu()) and most > 1:
             self._mask = mask if self.step.why_not is not None else None
-            self._steps(cache, token, self._ends(token, choice), positions[:, -1:] + 1, choice, most - 1, reader)
+            ended, positions = self._ends(token, choice), positions[:, -1:] + 1
+            self._steps(cache, token, ended, positions, choice, most - 1, reader, ahead)
         return torch.cat([ids, torch.cat(reader.blocks, 1).to(ids.device)], 1)
 
     def _steps(
@@ -92,17 +96,18 @@ class Loop:
         choice: Choice,
         most: int,
         reader: Reader | None,
+        ahead: bool = True,
     ) -> None:
-        """Makes tokens block by block; a block is read while the next one is made."""
+        """Makes tokens block by block; a block is read while the next one is made, or before with `ahead` False."""
         shared: SharedState = cache.uncomp
         values = {"states": token, "positions": positions, "ended": ended}
         inputs, waiting = None, None
-        issued = 0
-        while issued < most:
+        issued, over = 0, False
+        while issued < most and not over:
             count = min(BLOCK, most - issued)
             buffer: list[Tensor] = []
             made = 0
-            while made < count:
+            while made < count and not over:
                 graph = self._prepare(shared, token, choice)
                 if graph.inputs is not inputs:  # another recording goes on where the last one stopped
                     source = inputs if inputs is not None else values
@@ -111,7 +116,8 @@ class Loop:
                     inputs = graph.inputs
                 inputs["count"].zero_()
                 free = shared.free_slots()
-                run = min(count - made, 1 if not graph.kept else count, count if free is None else free)
+                watch = not ahead and bool(choice.eos)
+                run = min(count - made, 1 if watch or not graph.kept else count, count if free is None else free)
                 self.enter(shared)
                 try:
                     for _ in range(run):
@@ -124,14 +130,17 @@ class Loop:
                 shared.clock.advance(run)
                 buffer.append(inputs["tokens"][:run].t())
                 made += run
+                over = watch and bool(inputs["ended"].all())
                 if made < count:
                     buffer[-1] = buffer[-1].clone()  # the next run writes over it
             issued += count
             arrived = waiting
             waiting = Fetch(torch.cat(buffer, 1))
-            if reader is not None and arrived is not None and reader.take(arrived.read()):
+            if reader is not None and not ahead:
+                over, waiting = reader.take(waiting.read()), None
+            elif reader is not None and arrived is not None and reader.take(arrived.read()):
                 return
-        if reader is not None:
+        if reader is not None and waiting is not None:
             reader.take(waiting.read())
 
     def _prepare(self, shared: SharedState, token: Tensor, choice: Choice):

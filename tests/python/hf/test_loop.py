@@ -56,6 +56,48 @@ def test_every_length(model, device, new):
         assert torch.equal(handle.generate(prompt(device), max_new_tokens=new), want)
 
 
+@pytest.mark.parametrize("graph", ["auto", "off"])
+@pytest.mark.parametrize("options", [{"budget": 24}, {"budget": 24, "decode": "grow"}, {"budget": 1.0}], ids=str)
+def test_a_turn_behind_an_end_token_continues_what_stock_generate_left(model, device, options, graph):
+    ids, behind = prompt(device), torch.arange(50, 55, device=device)[None]
+    with patched(model, graph=graph, **options) as handle:
+        new = handle.generate(ids, max_new_tokens=30, eos_token_id=[])[0, ids.shape[1] :].tolist()
+        end = next(new[i] for i in range(4, 14) if new[i] not in new[:i])
+        caches, first, second = [handle.new_cache(), handle.new_cache()], [], []
+        mask = torch.ones_like(ids)
+        given = {"max_new_tokens": 30, "eos_token_id": end, "pad_token_id": 0}
+        first.append(model.generate(ids, attention_mask=mask, past_key_values=caches[0], do_sample=False, **given))
+        first.append(handle.generate(ids, past_key_values=caches[1], **given))
+        assert torch.equal(*first)
+        assert caches[0].get_seq_length() == caches[1].get_seq_length() == first[0].shape[1] - 1
+        for cache in caches:
+            turn = torch.cat([first[0][:, -1:], behind], 1)
+            second.append(handle.generate(turn, past_key_values=cache, max_new_tokens=8, eos_token_id=[]))
+        assert torch.equal(*second)
+
+
+def test_models_that_do_not_generate_are_refused(model, device):
+    with pytest.raises(TypeError, match=r"uncomp\.generate: model must be a model of transformers; got Linear"):
+        uncomp.generate(torch.nn.Linear(2, 2), prompt(device))
+    with uncomp.patch(model.model) as handle, pytest.raises(TypeError, match=r"uncomp\.generate: .* has no head"):
+        handle.generate(prompt(device))
+
+
+def test_an_exception_in_on_tokens_leaves_what_was_given_in_the_cache(model, device):
+    ids, given = prompt(device), []
+
+    def stop(tokens):
+        given.append(tokens)
+        if len(given) == 2:
+            raise KeyboardInterrupt
+
+    with patched(model, budget=24) as handle:
+        cache = handle.new_cache()
+        with pytest.raises(KeyboardInterrupt):
+            handle.generate(ids, max_new_tokens=NEW, eos_token_id=[], past_key_values=cache, on_tokens=stop)
+        assert cache.get_seq_length() == ids.shape[1] + sum(tokens.shape[1] for tokens in given) - 1
+
+
 def test_ends_where_stock_generate_ends(model, device):
     ids, mask = padded(device)
     with patched(model) as handle:

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 from graph_support import NEW, WAYS, both, padded, patched, prompt, run
 
+import uncomp
 from uncomp.graph import Once
 from uncomp.testing import tiny_model, tiny_model_types
 
@@ -206,6 +207,31 @@ def test_another_default_dtype(model, device):
             torch.set_default_dtype(torch.float32)
 
     assert both(model, call)["steps_replayed"] == NEW - 2
+
+
+POLICIES = ["uncomp", "full", "snapkv", "adakv", "pyramidkv", "streaming_llm", "h2o", "tova", "random"]
+
+
+@pytest.mark.parametrize("options", [{"policy": name, "budget": 40} for name in POLICIES] + [{"budget": 1.0}], ids=str)
+def test_every_policy_under_another_default_dtype(model, device, options):
+    with uncomp.patch(model, uncomp.UncompConfig(**options)):
+        want = run(model, prompt(device))
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            assert torch.equal(run(model, prompt(device)), want)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_stats_under_another_default_device(model, device):
+    with uncomp.patch(model, uncomp.UncompConfig(budget=40)) as handle:
+        run(model, prompt(device))
+        want = handle.stats()
+        torch.set_default_device("meta")
+        try:
+            assert handle.stats() == want
+        finally:
+            torch.set_default_device(None)
 
 
 # ---- compiled steps
