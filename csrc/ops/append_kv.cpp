@@ -55,11 +55,14 @@ void check_append_kv(const at::Tensor& key, const at::Tensor& value, const at::T
                      " slots like key_rows; got ", value_rows.size(0));
   check_int32_size(kOp, "slots of key_rows", key_rows.size(0));
   check_int32(kOp, "slot_position", slot_position, {key_rows.size(0)}, "[C]", "key", key);
-  check_apart(kOp, {{"row_start", row_start},
-                    {"row_len", row_len},
-                    {"key_rows", key_rows},
-                    {"value_rows", value_rows},
-                    {"slot_position", slot_position}});
+  check_apart(
+      kOp, {{"row_len", row_len}, {"key_rows", key_rows}, {"value_rows", value_rows}, {"slot_position", slot_position}},
+      {{"key", key},
+       {"value", value},
+       {"position", position},
+       {"first", first},
+       {"length", length},
+       {"row_start", row_start}});
 }
 
 namespace {

@@ -24,9 +24,10 @@ namespace uncomp {
 ///
 /// Returns    nothing. A row takes all its new tokens or, without room for all of them, none.
 /// Raises     TypeError            a dtype that is not as above
-///            ValueError           a wrong shape or device, an arena that is not contiguous; on CPU also starts that do
-///                                 not ascend, row_len outside [0, room], first or length outside T, and a row without
-///                                 room, before anything of any row is written
+///            ValueError           a wrong shape or device, an arena that is not contiguous, memory shared by what is
+///                                 written with another argument; on CPU also starts that do not ascend, row_len
+///                                 outside [0, room], first or length outside T, and a row without room, before
+///                                 anything of any row is written
 ///            NotImplementedError  2^31 or more slots, or rows times new tokens
 ///            On CUDA starts and lengths are clamped; a row without room stays as it is and is noted in the device's
 ///            error word.

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
 
 #include <initializer_list>
 #include <optional>
@@ -127,21 +128,48 @@ inline Reduce parse_reduce(const char* op, const char* name, std::string_view mo
 }
 
 struct NamedTensor {
+  NamedTensor(const char* label, const at::Tensor& t) : name(label), tensor(&t) {}
+  NamedTensor(const char* label, const std::optional<at::Tensor>& t)
+      : name(label), tensor(t.has_value() ? &*t : nullptr) {}
+
   const char* name;
-  const at::Tensor& tensor;
+  const at::Tensor* tensor;  // null where an optional one is not given
 };
 
-/// Tensors of which at least one of each pair is written share no memory. All of them are contiguous.
-inline void check_apart(const char* op, std::initializer_list<NamedTensor> written) {
-  for (const NamedTensor* a = written.begin(); a != written.end(); ++a) {
-    for (const NamedTensor* b = a + 1; b != written.end(); ++b) {
-      const char* from_a = static_cast<const char*>(a->tensor.const_data_ptr());
-      const char* from_b = static_cast<const char*>(b->tensor.const_data_ptr());
-      const bool apart = a->tensor.numel() == 0 || b->tensor.numel() == 0 || from_a + a->tensor.nbytes() <= from_b ||
-                         from_b + b->tensor.nbytes() <= from_a;
-      UNCOMP_CHECK_VALUE(op, apart, b->name, " must not share memory with ", a->name, "; both are one storage");
-    }
+/// Bytes from a tensor's first element to its last; what lies between strided elements counts as its own.
+struct MemorySpan {
+  explicit MemorySpan(const NamedTensor& named) : name(named.name) {
+    if (named.tensor == nullptr || named.tensor->numel() == 0) return;
+    const at::Tensor& t = *named.tensor;
+    int64_t last = 0;
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+    begin = static_cast<const char*>(t.const_data_ptr());
+    end = begin + (last + 1) * static_cast<int64_t>(t.element_size());
   }
+
+  bool meets(const MemorySpan& other) const { return begin < other.end && other.begin < end; }
+
+  const char* name;
+  const char *begin = nullptr, *end = nullptr;
+};
+
+/// No tensor that is written shares memory with another one that is written or read: tasks of a body would see half of
+/// what others wrote.
+inline void check_apart(const char* op, std::initializer_list<NamedTensor> written,
+                        std::initializer_list<NamedTensor> read) {
+  c10::SmallVector<MemorySpan, 8> spans;
+  const auto check = [&](const MemorySpan& span) {
+    for (const MemorySpan& earlier : spans) {
+      UNCOMP_CHECK_VALUE(op, !span.meets(earlier), span.name, " must not share memory with ", earlier.name,
+                         "; both are one storage");
+    }
+  };
+  for (const NamedTensor& named : written) {
+    const MemorySpan span(named);
+    check(span);
+    spans.push_back(span);
+  }
+  for (const NamedTensor& named : read) check(MemorySpan(named));
 }
 
 inline DType kernel_dtype(const at::Tensor& t) {

@@ -48,9 +48,10 @@ namespace uncomp {
 ///
 /// Returns       out [B, Hq, 1, Dv] dtype of query; lse [B, Hq] float32, natural logarithm, over all K + 1 tokens
 /// Raises        TypeError            a dtype other than listed
-///               ValueError           a wrong shape, device or option; on CPU also row_start not ascending inside the
-///                                    arena, row_len outside [0, room], room below window + sink, order that is no
-///                                    permutation of 0 .. K-1; nothing is written then
+///               ValueError           a wrong shape, device or option, a scale that is not finite in float32, memory
+///                                    shared by what is written with another argument; on CPU also row_start not
+///                                    ascending inside the arena, row_len outside [0, room], room below window + sink,
+///                                    order that is no permutation of 0 .. K-1; nothing is written then
 ///               NotImplementedError  head dim not a multiple of 8 or above 256, g > 16, Wd > 64, pool > 129; on CUDA
 ///                                    with key_basis also r or D not a multiple of 16, r above 128
 ///               On CUDA starts, lengths and order are clamped into the row; where the room is below window + sink the

@@ -94,14 +94,14 @@ SeedVotesPlan check_seed_votes(const at::Tensor& query, const at::Tensor& lse, c
   plan.rows_per_sequence = layout.rows_per_sequence;
   plan.group_size = layout.group_size;
   plan.reduce_group = reduce == Reduce::sum ? Reduce::mean : reduce;
-  check_apart(kOp, {{"key_rows", key_rows},
-                    {"slot_position", slot_position},
-                    {"row_start", row_start},
-                    {"row_len", row_len},
-                    {"votes", votes},
-                    {"vote_sum", vote_sum},
-                    {"vote_step", vote_step},
-                    {"order", order}});
+  check_apart(kOp, {{"votes", votes}, {"vote_sum", vote_sum}, {"vote_step", vote_step}, {"order", order}},
+              {{"query", query},
+               {"lse", lse},
+               {"query_position", query_position},
+               {"key_rows", key_rows},
+               {"slot_position", slot_position},
+               {"row_start", row_start},
+               {"row_len", row_len}});
   return plan;
 }
 

@@ -33,8 +33,9 @@ namespace uncomp {
 /// Raises   TypeError            query not float32, float16 or bfloat16; another dtype in key_rows; lse not float32;
 ///                               a layout or state tensor that is not int32
 ///          ValueError           a wrong shape, mixed devices, more vote rows than queries, an unknown reduction,
-///                               tensors that are not contiguous, on CUDA rows that are not 16-byte aligned; on CPU a
-///                               row outside the arena or longer than its room
+///                               tensors that are not contiguous, a scale that is not finite in float32, memory shared
+///                               by what is written with another argument, on CUDA rows that are not 16-byte aligned;
+///                               on CPU a row outside the arena or longer than its room
 ///          NotImplementedError  a head dim that is not a multiple of 8 or above 256, W above 64, more than 16 query
 ///                               heads for a row, 2^30 slots or more
 ///          On CUDA lengths are clamped into the row's room and starts into the arena.
