@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All operator schemas on one page. Order of arguments: data, layout, sizes, floats, options. `Tensor(a!)` marks what
 // an operator changes; an operator that changes its arguments returns only new tensors.
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
@@ -13,22 +14,24 @@
 
 namespace {
 
-/// Operators are for inference: a call that would have to be differentiated is refused instead of giving
-/// silently wrong gradients.
+/// Operators are for inference: a call that would have to be differentiated, backward or forward, is refused instead of
+/// giving silently wrong derivatives. Tangents count under torch.no_grad() too, as torch itself has it.
 void inference_only(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  if (at::GradMode::is_enabled()) {
-    const size_t count = op.schema().arguments().size();
-    const auto refuse = [&](const at::Tensor& t, const std::string& name) {
-      TORCH_CHECK_NOT_IMPLEMENTED(!t.requires_grad(), op.schema().name(), ": inference only; ", name,
-                                  " requires a gradient, call inside torch.no_grad()");
-    };
-    for (size_t i = 0; i < count; ++i) {
-      const c10::IValue& value = torch::jit::peek(*stack, i, count);
-      const std::string& name = op.schema().arguments()[i].name();
-      if (value.isTensor()) refuse(value.toTensor(), name);
-      if (value.isTensorList()) {
-        for (const at::Tensor& t : value.toTensorVector()) refuse(t, name);
-      }
+  const std::vector<c10::Argument>& arguments = op.schema().arguments();
+  const bool backward = at::GradMode::is_enabled();
+  const auto refuse = [&](const at::Tensor& t, size_t i, const auto&... place) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!(backward && t.requires_grad()), op.schema().name(), ": inference only; ",
+                                arguments[i].name(), place..., " requires a gradient, call inside torch.no_grad()");
+    TORCH_CHECK_NOT_IMPLEMENTED(!t._fw_grad(/*level=*/0).defined(), op.schema().name(), ": inference only; ",
+                                arguments[i].name(), place...,
+                                " has a forward-mode tangent, call with its primal (torch.autograd.forward_ad)");
+  };
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const c10::IValue& value = torch::jit::peek(*stack, i, arguments.size());
+    if (value.isTensor()) refuse(value.toTensor(), i);
+    if (value.isTensorList()) {
+      const at::ArrayRef<c10::IValue> list = value.toListRef();
+      for (size_t k = 0; k < list.size(); ++k) refuse(list[k].toTensor(), i, "[", k, "]");
     }
   }
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
