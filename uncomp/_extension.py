@@ -35,12 +35,16 @@ def op_names() -> list[str]:
     return _C.op_names()
 
 
-def _device_index(device: torch.device | str | int | None) -> int:
+def _device_index(device: torch.device | str | int | None) -> int | None:
+    """Index of a CUDA device; None where torch sees none."""
+    if not isinstance(device, int):
+        device = torch.device("cuda" if device is None else device)
+        if device.type != "cuda":
+            raise ValueError(f"uncomp: device must be a CUDA device; got {device}")
+    if not torch.cuda.is_available():
+        return None
     if isinstance(device, int):
         return device
-    device = torch.device("cuda" if device is None else device)
-    if device.type != "cuda":
-        raise ValueError(f"uncomp: device must be a CUDA device; got {device}")
     return torch.cuda.current_device() if device.index is None else device.index
 
 
@@ -49,8 +53,14 @@ def warmup(device: torch.device | str | int | None = None) -> None:
 
     Args:
         device: a CUDA device; default: the current one.
+    Raises:
+        RuntimeError: torch sees no CUDA device, or this build has no CUDA kernels (NotImplementedError).
+        ValueError: `device` is no CUDA device.
     """
-    _C.warmup(_device_index(device))
+    index = _device_index(device)
+    if index is None:
+        raise RuntimeError(f"uncomp.warmup: needs a CUDA device; torch {torch.__version__} sees none")
+    _C.warmup(index)
 
 
 def raise_device_errors(device: torch.device | str | int | None = None) -> None:
@@ -58,12 +68,14 @@ def raise_device_errors(device: torch.device | str | int | None = None) -> None:
 
     Some violations (an index outside a row, a row without room) depend on device data, so a kernel cannot raise
     them. It leaves the row untouched and notes the fact; this call synchronises and turns it into an exception.
+    Where torch sees no CUDA device no kernel can have noted anything, and the call returns.
 
     Args:
         device: a CUDA device; default: the current one.
     Raises:
         ValueError: names the operator, the argument and what was wanted.
     """
-    text = _C.take_device_error(_device_index(device))
+    index = _device_index(device)
+    text = "" if index is None else _C.take_device_error(index)
     if text:
         raise ValueError(text)
