@@ -95,6 +95,11 @@ def _check_rank(op: str, name: str, t: Tensor, shape: str) -> None:
         raise ValueError(f"uncomp::{op}: {name} must have shape {shape}; got {list(t.shape)}")
 
 
+def _check_count(op: str, name: str, count: int | torch.SymInt) -> None:
+    if isinstance(count, int) and count < 0:
+        raise ValueError(f"uncomp::{op}: {name} must not be negative; got {count}")
+
+
 def _say(*dtypes: torch.dtype) -> str:
     names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
@@ -189,6 +194,7 @@ def _(
 
 @fake("select_tokens", scores="float32 [R, S]", length="int32 [R]", keep_len="int32 [R]")
 def _(scores, length, keep_len, total_keep, sink, window, pool, pool_mode="max"):
+    _check_count("select_tokens", "total_keep", total_keep)
     return (
         scores.new_empty((total_keep,), dtype=torch.int32),
         scores.new_empty((scores.shape[0] + 1,), dtype=torch.int32),
@@ -207,6 +213,7 @@ def _(scores, length, keep_len, total_keep, sink, window, pool, pool_mode="max")
     row_start="int32 [R + 1]",
 )
 def _(key, value, position, first, source_start, index, index_start, row_start, capacity):
+    _check_count("compact_kv", "capacity", capacity)
     return (
         key.new_empty((capacity, key.shape[-1])),
         value.new_empty((capacity, value.shape[-1])),

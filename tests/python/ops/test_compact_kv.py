@@ -285,6 +285,12 @@ def test_arena_errors_name_the_argument(changes, kind, text):
         ops.compact_kv(**{**ARENA, **changes})
 
 
+def test_a_negative_size_is_refused_on_meta():
+    on_meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in GOOD.items()}
+    with pytest.raises(ValueError, match=r"^uncomp::compact_kv: capacity must not be negative; got -1$"):
+        ops.compact_kv(**{**on_meta, "capacity": -1})
+
+
 def test_gradients_are_refused():
     with pytest.raises(NotImplementedError, match="inference only"):
         ops.compact_kv(**{**GOOD, "key": torch.zeros(1, 2, 5, 8, requires_grad=True)})

@@ -281,6 +281,12 @@ def test_mixed_devices_are_refused():
         ops.select_tokens(**{**GOOD, "scores": GOOD["scores"].cuda()})
 
 
+def test_a_negative_size_is_refused_on_meta():
+    on_meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in GOOD.items()}
+    with pytest.raises(ValueError, match=r"^uncomp::select_tokens: total_keep must not be negative; got -1$"):
+        ops.select_tokens(**{**on_meta, "total_keep": -1})
+
+
 def test_gradients_are_refused():
     with pytest.raises(NotImplementedError, match="inference only"):
         ops.select_tokens(**{**GOOD, "scores": torch.zeros(2, 9, requires_grad=True)})
