@@ -4,10 +4,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 
+#include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,21 +26,25 @@ namespace uncomp {
 #define UNCOMP_CHECK_TYPE(op, cond, ...) TORCH_CHECK_TYPE(cond, "uncomp::", op, ": ", __VA_ARGS__)
 #define UNCOMP_CHECK_LIMIT(op, cond, ...) TORCH_CHECK_NOT_IMPLEMENTED(cond, "uncomp::", op, ": ", __VA_ARGS__)
 
+/// "float16", as Python writes it.
+inline std::string dtype_name(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
 inline void check_dtype(const char* op, const char* name, const at::Tensor& t, at::ScalarType wanted) {
-  UNCOMP_CHECK_TYPE(op, t.scalar_type() == wanted, name, " must be ", wanted, "; got ", t.scalar_type());
+  UNCOMP_CHECK_TYPE(op, t.scalar_type() == wanted, name, " must be ", dtype_name(wanted), "; got ",
+                    dtype_name(t.scalar_type()));
 }
 
 /// float32, float16 or bfloat16.
 inline void check_float(const char* op, const char* name, const at::Tensor& t) {
   UNCOMP_CHECK_TYPE(op,
                     t.scalar_type() == at::kFloat || t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16,
-                    name, " must be float32, float16 or bfloat16; got ", t.scalar_type());
+                    name, " must be float32, float16 or bfloat16; got ", dtype_name(t.scalar_type()));
 }
 
 inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const char* ref_name,
                              const at::Tensor& ref) {
   UNCOMP_CHECK_TYPE(op, t.scalar_type() == ref.scalar_type(), name, " must have the dtype of ", ref_name, " (",
-                    ref.scalar_type(), "); got ", t.scalar_type());
+                    dtype_name(ref.scalar_type()), "); got ", dtype_name(t.scalar_type()));
 }
 
 inline void check_device(const char* op, const char* name, const at::Tensor& t, const char* ref_name,
@@ -102,8 +109,11 @@ inline int32_t check_int32_size(const char* op, const char* name, int64_t size) 
   return static_cast<int32_t>(size);
 }
 
-inline void check_finite_scale(const char* op, double scale) {
-  UNCOMP_CHECK_VALUE(op, scale == scale && scale - scale == 0.0, "scale must be a finite number; got ", scale);
+/// Kernels calculate in float32, where a larger double would be infinite. NaN is not finite.
+inline bool finite_in_float32(double value) { return std::abs(value) <= std::numeric_limits<float>::max(); }
+
+inline void check_finite(const char* op, const char* name, double value) {
+  UNCOMP_CHECK_VALUE(op, finite_in_float32(value), name, " must be a finite number of float32; got ", value);
 }
 
 inline Pool parse_pool(const char* op, std::string_view mode) {
@@ -181,7 +191,7 @@ inline DType kernel_dtype(const at::Tensor& t) {
     case at::kBFloat16:
       return DType::bfloat16;
     default:
-      TORCH_CHECK_TYPE(false, "uncomp: no kernel for dtype ", t.scalar_type());
+      TORCH_CHECK_TYPE(false, "uncomp: no kernel for dtype ", dtype_name(t.scalar_type()));
   }
 }
 

@@ -39,7 +39,7 @@ void check_decode_attention(const at::Tensor& query, const at::Tensor& key_rows,
                      "query must have the head dim of key_rows, ", key_rows.size(1), "; got ", query.size(3));
   const HeadLayout layout = check_head_layout(kOp, query.size(0), query.size(1), num_rows);
   check_key_transform(kOp, transform, query, key_rows, query.size(0) == 0 ? 0 : layout.rows_per_sequence);
-  check_finite_scale(kOp, scale);
+  check_finite(kOp, "scale", scale);
 }
 
 namespace {

@@ -29,7 +29,8 @@ namespace uncomp {
 /// Raises   TypeError            query not float32, float16 or bfloat16; another dtype in key_rows or value_rows;
 ///                               row_start or row_len not int32
 ///          ValueError           a wrong shape, mixed devices, rows that are not contiguous or not on 16-byte borders,
-///                               a scale that is not finite; on CPU a row outside the arena or longer than its room
+///                               a scale that is not finite in float32; on CPU a row outside the arena or longer than
+///                               its room
 ///          NotImplementedError  a head dim that is not a multiple of 8 or above 256, more than 16 heads for a row;
 ///                               on CUDA with key_basis also r or D not a multiple of 16, r above 128
 ///          On CUDA lengths are clamped into the row's room and starts into the arena.

@@ -84,7 +84,7 @@ DecodeEvictSizes check_decode_evict(const DecodeEvictCall& call) {
   UNCOMP_CHECK_VALUE(kOp, call.window >= 1, "window must be at least 1; got ", call.window);
   UNCOMP_CHECK_VALUE(kOp, call.sink >= 0, "sink must not be negative; got ", call.sink);
   check_pool_width(kOp, call.pool);
-  check_finite_scale(kOp, call.scale);
+  check_finite(kOp, "scale", call.scale);
   check_apart(kOp,
               {{"row_len", call.row_len},
                {"key_rows", call.key_rows},

@@ -48,10 +48,9 @@ void check_key_transform(const char* op, const KeyTransform& transform, const at
                      " rows of a sequence; got ", heads);
   check_float32(op, "key_bias", transform.bias, {heads, dim}, "[Hkv, D]", query);
   check_float32(op, "key_norm", transform.norm, {dim}, "[D]", query);
-  UNCOMP_CHECK_VALUE(op, transform.norm_eps >= 0.0 && std::isfinite(transform.norm_eps),
-                     "key_norm_eps must be a finite number of at least 0; got ", transform.norm_eps);
-  UNCOMP_CHECK_VALUE(op, std::isfinite(transform.rotary_scale), "rotary_scale must be a finite number; got ",
-                     transform.rotary_scale);
+  UNCOMP_CHECK_VALUE(op, transform.norm_eps >= 0.0 && finite_in_float32(transform.norm_eps),
+                     "key_norm_eps must be a finite number of float32 and at least 0; got ", transform.norm_eps);
+  check_finite(op, "rotary_scale", transform.rotary_scale);
   check_int32(op, "slot_position", transform.slot_position, {key_rows.size(0)}, "[C]", "query", query);
   check_int32(op, "position_offset", transform.position_offset, {query.size(0)}, "[B]", "query", query);
   if (!transform.frequency.has_value()) return;

@@ -28,7 +28,7 @@ std::tuple<at::Tensor, at::Tensor> matrix_entropy(const at::Tensor& spectrum, in
 
 EntropyKind check_matrix_entropy(const at::Tensor& spectrum, int64_t top, int64_t dim, std::string_view kind) {
   UNCOMP_CHECK_TYPE(kOp, spectrum.scalar_type() == at::kFloat || spectrum.scalar_type() == at::kDouble,
-                    "spectrum must be float32 or float64; got ", spectrum.scalar_type());
+                    "spectrum must be float32 or float64; got ", dtype_name(spectrum.scalar_type()));
   UNCOMP_CHECK_VALUE(kOp, spectrum.dim() >= 1, "spectrum must have shape [..., N]; got a scalar");
   check_contiguous(kOp, "spectrum", spectrum);
   const int64_t count = spectrum.size(-1);

@@ -46,7 +46,7 @@ void check_matrix_spectrum(const at::Tensor& states, const std::optional<at::Ten
   if (states.is_cpu()) {
     const at::ScalarType dtype = states.scalar_type();
     UNCOMP_CHECK_TYPE(kOp, dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
-                      "states must be float64, float32, float16 or bfloat16; got ", dtype);
+                      "states must be float64, float32, float16 or bfloat16; got ", dtype_name(dtype));
   } else {
     check_float(kOp, "states", states);
   }

@@ -89,7 +89,7 @@ void check_ragged_attention(const at::Tensor& query, const Optional& key, const 
   }
   check_int32(kOp, "first", first, {batch}, "[B]", "query", query);
   check_int32(kOp, "length", length, {batch}, "[B]", "query", query);
-  check_finite_scale(kOp, scale);
+  check_finite(kOp, "scale", scale);
 }
 
 namespace {

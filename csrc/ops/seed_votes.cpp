@@ -48,7 +48,7 @@ SeedVotesPlan check_seed_votes(const at::Tensor& query, const at::Tensor& lse, c
   UNCOMP_CHECK_VALUE(kOp, window >= 1, "query must have at least one window query; got ", window);
   UNCOMP_CHECK_LIMIT(kOp, window <= kMaxWindow, "query must have at most ", kMaxWindow, " window queries; got ",
                      window);
-  check_finite_scale(kOp, scale);
+  check_finite(kOp, "scale", scale);
   const Reduce reduce = parse_reduce(kOp, "reduce_group", reduce_group, false);
   check_dtype(kOp, "lse", lse, at::kFloat);
   check_device(kOp, "lse", lse, "query", query);

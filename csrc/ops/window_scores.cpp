@@ -39,7 +39,7 @@ WindowScoresPlan check_window_scores(const at::Tensor& query, const at::Tensor& 
   UNCOMP_CHECK_VALUE(kOp, window >= 1, "query must have at least one window query; got ", window);
   UNCOMP_CHECK_LIMIT(kOp, window <= kMaxWindow, "query must have at most ", kMaxWindow, " window queries; got ",
                      window);
-  check_finite_scale(kOp, scale);
+  check_finite(kOp, "scale", scale);
   WindowScoresPlan plan{};
   plan.reduce_window = parse_reduce(kOp, "reduce_window", reduce_window, false);
   UNCOMP_CHECK_VALUE(kOp, plan.reduce_window != Reduce::max, "reduce_window must be \"mean\" or \"sum\"; got \"max\"");

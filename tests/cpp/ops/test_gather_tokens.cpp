@@ -24,5 +24,5 @@ TEST_CASE("gathers several dtypes by one index; -1 gives zeros; a batch of 1 is 
 TEST_CASE("an index that is not int32 is a TypeError that names it", "[gather_tokens]") {
   const at::Tensor x = at::randn({1, 3, 4});
   REQUIRE_THROWS_WITH(uncomp::gather_tokens({x}, at::zeros({1, 2}, at::kLong)),
-                      uncomp::test::ContainsSubstring("uncomp::gather_tokens: index must be Int; got Long"));
+                      uncomp::test::ContainsSubstring("uncomp::gather_tokens: index must be int32; got int64"));
 }

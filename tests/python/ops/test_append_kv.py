@@ -196,16 +196,16 @@ def good():
 @pytest.mark.parametrize(
     ("changes", "kind", "text"),
     [
-        ({"key": torch.zeros(1, 2, 3, 16).int()}, TypeError, "key must be float32, float16 or bfloat16; got Int"),
+        ({"key": torch.zeros(1, 2, 3, 16).int()}, TypeError, "key must be float32, float16 or bfloat16; got int32"),
         (
             {"value": torch.zeros(1, 2, 3, 24).half()},
             TypeError,
-            r"value must have the dtype of key \(Float\); got Half",
+            r"value must have the dtype of key \(float32\); got float16",
         ),
         ({"value": torch.zeros(1, 1, 3, 24)}, ValueError, "value must have the sizes of key but for the last"),
         ({"key": torch.zeros(1, 3, 16)}, ValueError, r"key must have shape \[B, Hkv, T, D\]"),
         ({"key": torch.zeros(1, 2, 16, 3).mT}, ValueError, "key must be contiguous in its last dimension"),
-        ({"position": torch.zeros(1, 3)}, TypeError, "position must be Int; got Float"),
+        ({"position": torch.zeros(1, 3)}, TypeError, "position must be int32; got float32"),
         ({"position": int32([[1, 2]])}, ValueError, r"position must have shape \[B, T\] = \[1, 3\]; got \[1, 2\]"),
         ({"row_start": int32([0, 6])}, ValueError, "row_start must have a multiple of B . Hkv = 2 rows; got 1"),
         ({"row_len": int32([1])}, ValueError, r"row_len must have shape \[R\] = \[2\]; got \[1\]"),

@@ -245,7 +245,7 @@ def changed(index, value):
 @pytest.mark.parametrize(
     ("args", "kind", "text"),
     [
-        (changed(0, lambda q: q.double()), TypeError, "query must be float32, float16 or bfloat16; got Double"),
+        (changed(0, lambda q: q.double()), TypeError, "query must be float32, float16 or bfloat16; got float64"),
         (changed(0, lambda q: q[0]), ValueError, r"query must have shape \[B, Hq, 1, Dk\]; got \[8, 1, 64\]"),
         (changed(0, lambda q: q.expand(2, 8, 2, 64)), ValueError, "query must hold one token"),
         (changed(0, lambda q: q[..., :56]), ValueError, "query must have the head dim of key_rows, 64; got 56"),
@@ -256,18 +256,19 @@ def changed(index, value):
             NotImplementedError,
             "query must have at most 16 heads for each row",
         ),
-        (changed(1, lambda k: k.half()), TypeError, r"key_rows must have the dtype of query \(Float\); got Half"),
+        (changed(1, lambda k: k.half()), TypeError, r"key_rows must have the dtype of query \(float32\); got float16"),
         (changed(2, lambda v: v[1:]), ValueError, "value_rows must have 281 slots like key_rows; got 280"),
         (changed(2, lambda v: v[:, :60].contiguous()), NotImplementedError, "value_rows must have a head dim that is"),
         (changed(2, lambda v: v[:, :32]), ValueError, "value_rows must be contiguous; got strides"),
-        (changed(3, lambda s: s.long()), TypeError, "row_start must be Int; got Long"),
+        (changed(3, lambda s: s.long()), TypeError, "row_start must be int32; got int64"),
         (changed(3, lambda s: s[1:]), ValueError, r"row_start must have shape \[R \+ 1\] = \[5\]; got \[4\]"),
         (changed(3, lambda s: s.flip(0)), ValueError, "row_start must ascend from 0 or more to at most 281 slots"),
         (changed(3, lambda s: s + 1), ValueError, "row_start must ascend"),
-        (changed(4, lambda n: n.float()), TypeError, "row_len must be Int; got Float"),
+        (changed(4, lambda n: n.float()), TypeError, "row_len must be int32; got float32"),
         (changed(4, lambda n: n + 4), ValueError, r"row_len must lie in \[0, room\]; got 4 for row 0 with room 3"),
         (changed(4, lambda n: n - 1), ValueError, r"row_len must lie in \[0, room\]; got -1 for row 0"),
-        (changed(5, lambda s: float("nan")), ValueError, "scale must be a finite number; got nan"),
+        (changed(5, lambda s: float("nan")), ValueError, "scale must be a finite number of float32; got nan"),
+        (changed(5, lambda s: 1e39), ValueError, r"scale must be a finite number of float32; got 1e\+39"),
     ],
 )
 def test_errors_name_the_argument(args, kind, text):

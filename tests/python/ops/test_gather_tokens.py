@@ -68,7 +68,7 @@ def test_nan_and_inf_are_copied(device, value):
     ("tensors", "index", "kind", "text"),
     [
         ([], torch.zeros(1, 1, dtype=torch.int32), ValueError, "tensors must hold 1 to 8 tensors; got 0"),
-        ([torch.ones(1, 2, 3)], torch.zeros(1, 1), TypeError, "index must be Int; got Float"),
+        ([torch.ones(1, 2, 3)], torch.zeros(1, 1), TypeError, "index must be int32; got float32"),
         ([torch.ones(1, 2, 3)], torch.zeros(1, dtype=torch.int32), ValueError, r"index must have shape \[B, N\]"),
         (
             [torch.ones(3, 2, 3)],

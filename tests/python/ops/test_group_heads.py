@@ -115,7 +115,7 @@ def test_random_calls_give_the_result_or_the_right_error(data):
 @pytest.mark.parametrize(
     ("entropy", "num_groups", "order", "kind", "text"),
     [
-        (torch.zeros(1, 4, dtype=torch.float64), 2, "ascending", TypeError, "entropy must be Float; got Double"),
+        (torch.zeros(1, 4, dtype=torch.float64), 2, "ascending", TypeError, "entropy must be float32; got float64"),
         (torch.zeros(4), 2, "ascending", ValueError, r"entropy must have shape \[N, H\]; got \[4\]"),
         (torch.zeros(4, 2).t(), 2, "ascending", ValueError, "entropy must be contiguous in its last dimension"),
         (torch.zeros(1, 4), 5, "ascending", ValueError, r"num_groups must lie in 1 .. H = 4; got 5"),

@@ -16,7 +16,7 @@ from uncomp import ops
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
-        ({"basis": lambda b: b.half()}, TypeError, r"key_basis must have the dtype of query \(Float\); got Half"),
+        ({"basis": lambda b: b.half()}, TypeError, r"key_basis must have the dtype of query \(float32\); got float16"),
         ({"basis": lambda b: b[0]}, ValueError, r"key_basis must have shape \[Hkv, r, D\]; got \[32, 64\]"),
         (
             {"basis": lambda b: b[:, :16]},
@@ -33,28 +33,38 @@ from uncomp import ops
             ValueError,
             "key_basis must have a number of heads that divides the 2 rows",
         ),
-        ({"bias": lambda _: torch.zeros(2, 64).half()}, TypeError, "key_bias must be Float; got Half"),
+        ({"bias": lambda _: torch.zeros(2, 64).half()}, TypeError, "key_bias must be float32; got float16"),
         (
             {"bias": lambda _: torch.zeros(64)},
             ValueError,
             r"key_bias must have shape \[Hkv, D\] = \[2, 64\]; got \[64\]",
         ),
         ({"norm": lambda _: torch.zeros(32)}, ValueError, r"key_norm must have shape \[D\] = \[64\]; got \[32\]"),
-        ({"norm_eps": lambda _: -1.0}, ValueError, "key_norm_eps must be a finite number of at least 0; got -1"),
+        (
+            {"norm_eps": lambda _: -1.0},
+            ValueError,
+            "key_norm_eps must be a finite number of float32 and at least 0; got -1",
+        ),
         (
             {"frequency": lambda _: torch.zeros(33)},
             ValueError,
             "rotary_frequency must turn at most the 64 channels of query; got 66",
         ),
-        ({"frequency": lambda f: f.double()}, TypeError, "rotary_frequency must be Float; got Double"),
+        ({"frequency": lambda f: f.double()}, TypeError, "rotary_frequency must be float32; got float64"),
         ({"frequency": lambda f: f * torch.inf}, ValueError, "rotary_frequency must be finite; got inf at place 0"),
-        ({"rotary_scale": lambda _: float("nan")}, ValueError, "rotary_scale must be a finite number; got nan"),
+        ({"norm_eps": lambda _: 1e39}, ValueError, r"key_norm_eps must be a finite number of float32 .* got 1e\+39"),
+        ({"rotary_scale": lambda _: 1e39}, ValueError, r"rotary_scale must be a finite number of float32; got 1e\+39"),
+        (
+            {"rotary_scale": lambda _: float("nan")},
+            ValueError,
+            "rotary_scale must be a finite number of float32; got nan",
+        ),
         (
             {"offset": lambda _: torch.zeros(3, dtype=torch.int32)},
             ValueError,
             r"position_offset must have shape \[B\] = \[2\]; got \[3\]",
         ),
-        ({"offset": lambda _: torch.zeros(2)}, TypeError, "position_offset must be Int; got Float"),
+        ({"offset": lambda _: torch.zeros(2)}, TypeError, "position_offset must be int32; got float32"),
     ],
 )
 @pytest.mark.parametrize("op", ["decode_attention", "decode_evict_"])

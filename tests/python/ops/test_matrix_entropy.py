@@ -149,7 +149,7 @@ def test_one_spectrum_and_none(device):
             4,
             "truncated",
             TypeError,
-            "spectrum must be float32 or float64; got Half",
+            "spectrum must be float32 or float64; got float16",
         ),
         (torch.zeros(()), 1, 4, "truncated", ValueError, r"spectrum must have shape \[..., N\]"),
         (torch.zeros(4, 2).mT, 1, 4, "truncated", ValueError, "spectrum must be contiguous"),

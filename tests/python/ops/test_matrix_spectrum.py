@@ -258,7 +258,7 @@ def test_lengths_outside_the_tensor_are_clamped_on_the_device():
     ("states", "top", "kind", "text"),
     [
         (torch.zeros(1, 4, 8), 1, ValueError, r"states must have shape \[B, H, S, D\]; got \[1, 4, 8\]"),
-        (torch.zeros(1, 1, 4, 8, dtype=torch.int32), 1, TypeError, "states must be float64, .* got Int"),
+        (torch.zeros(1, 1, 4, 8, dtype=torch.int32), 1, TypeError, "states must be float64, .* got int32"),
         (torch.zeros(1, 1, 4, 1), 1, ValueError, "states must have at least 2 channels; got 1"),
         (torch.zeros(1, 1, 4, 8), 0, ValueError, r"top must lie in \[1, 8\]; got 0"),
         (torch.zeros(1, 1, 4, 8), 9, ValueError, r"top must lie in \[1, 8\]; got 9"),
@@ -274,7 +274,7 @@ def test_errors_name_the_argument(states, top, kind, text):
     ("first", "length", "kind", "text"),
     [
         ([0], None, ValueError, r"first must have shape \[B\] = \[2\]; got \[1\]"),
-        ([0.0, 0.0], None, TypeError, "first must be Int; got Float"),
+        ([0.0, 0.0], None, TypeError, "first must be int32; got float32"),
         (None, [1, 5], ValueError, "must mark columns of the 4 tokens; got first 0 and length 5 in sequence 1"),
         ([-1, 0], None, ValueError, "got first -1"),
         ([3, 0], [2, 0], ValueError, "got first 3 and length 2 in sequence 0"),
@@ -292,7 +292,7 @@ def test_wrong_lengths_are_refused(first, length, kind, text):
 def test_limits_of_the_device():
     with pytest.raises(NotImplementedError, match=r"at most 256 channels on CUDA \(the CPU takes any\); got 257"):
         ops.matrix_spectrum(torch.zeros(1, 1, 4, 257, device="cuda"), 1)
-    with pytest.raises(TypeError, match="states must be float32, float16 or bfloat16; got Double"):
+    with pytest.raises(TypeError, match="states must be float32, float16 or bfloat16; got float64"):
         ops.matrix_spectrum(torch.zeros(1, 1, 4, 8, device="cuda", dtype=torch.float64), 1)
     with pytest.raises(ValueError, match="first must be on cuda:0 where states is; got cpu"):
         ops.matrix_spectrum(torch.zeros(1, 1, 4, 8, device="cuda"), 1, first=torch.zeros(1, dtype=torch.int32))

@@ -342,7 +342,7 @@ def refused(kind, text, **changes):
 @pytest.mark.parametrize(
     ("new", "changes", "kind", "text"),
     [
-        refused(TypeError, "query must be float32, float16 or bfloat16; got Double", query=lambda q: q.double()),
+        refused(TypeError, "query must be float32, float16 or bfloat16; got float64", query=lambda q: q.double()),
         refused(ValueError, "query must have the head dim of key_rows, 64; got 56", query=lambda q: q[..., :56]),
         refused(NotImplementedError, "query must have at most 16 h", query=lambda q: q[:, :1].expand(2, 34, 5, 64)),
         refused(ValueError, "key and value must be given together; got only value", key=lambda k: None),
@@ -354,7 +354,7 @@ def refused(kind, text, **changes):
             other_out=lambda _: torch.zeros(2, 4, 5, 64),
             other_lse=lambda _: torch.zeros(2, 4, 5),
         ),
-        refused(TypeError, r"key must have the dtype of query \(Float\); got Half", key=lambda k: k.half()),
+        refused(TypeError, r"key must have the dtype of query \(float32\); got float16", key=lambda k: k.half()),
         refused(ValueError, "key must have a number of heads that divides the 2", key=lambda k: k.repeat(1, 2, 1, 1)),
         refused(ValueError, r"key must have shape \[B, Hkv, T, Dk\] = \[2, 2, 5, 64\]", key=lambda k: k[:, :, :4]),
         refused(ValueError, r"value must have shape \[B, Hkv, T, Dv\]", value=lambda v: v[:, :1]),
@@ -364,10 +364,10 @@ def refused(kind, text, **changes):
             "value must have rows that start on 16-byte borders",
             value=lambda v: torch.cat([v.flatten()[:1], v.flatten()])[1:].view_as(v),
         ),
-        refused(TypeError, "other_lse must be Float; got Double", new="other", other_lse=lambda x: x.double()),
+        refused(TypeError, "other_lse must be float32; got float64", new="other", other_lse=lambda x: x.double()),
         refused(ValueError, r"other_lse must have shape \[B, Hq, T\]", new="other", other_lse=lambda x: x[:, :, 1:]),
         refused(ValueError, r"other_out must have shape \[B, Hq, T, Dv\]", new="other", other_out=lambda x: x[:, 1:]),
-        refused(TypeError, "first must be Int; got Long", first=lambda _: torch.zeros(2, dtype=torch.int64)),
+        refused(TypeError, "first must be int32; got int64", first=lambda _: torch.zeros(2, dtype=torch.int64)),
         refused(ValueError, r"length must have shape \[B\] = \[2\]", length=lambda _: int32([1], "cpu")),
         refused(ValueError, r"first must lie in \[0, 5\]; got 6", first=lambda _: int32([6, 0], "cpu")),
         refused(
@@ -378,7 +378,8 @@ def refused(kind, text, **changes):
         ),
         refused(ValueError, r"row_len must lie in \[0, room\]; got 4 for row 0 with room 3", row_len=lambda n: n + 4),
         refused(ValueError, "row_start must ascend from 0", row_start=lambda s: s.flip(0)),
-        refused(ValueError, "scale must be a finite number; got inf", scale=lambda s: float("inf")),
+        refused(ValueError, "scale must be a finite number of float32; got inf", scale=lambda s: float("inf")),
+        refused(ValueError, r"scale must be a finite number of float32; got -1e\+39", scale=lambda s: -1e39),
     ],
 )
 def test_errors_name_the_argument(new, changes, kind, text):

@@ -254,10 +254,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
-        ({"scores": torch.zeros(2, 9, dtype=torch.half)}, TypeError, "scores must be Float; got Half"),
+        ({"scores": torch.zeros(2, 9, dtype=torch.half)}, TypeError, "scores must be float32; got float16"),
         ({"scores": torch.zeros(9)}, ValueError, r"scores must have shape \[R, S\]; got \[9\]"),
         ({"scores": torch.zeros(9, 2).t()}, ValueError, "scores must be contiguous in its last dimension"),
-        ({"length": torch.tensor([9, 5])}, TypeError, "length must be Int; got Long"),
+        ({"length": torch.tensor([9, 5])}, TypeError, "length must be int32; got int64"),
         ({"length": int32([9])}, ValueError, r"length must have shape \[R\] = \[2\]; got \[1\]"),
         ({"keep_len": int32([4, 4, 4])}, ValueError, r"keep_len must have shape \[R\] = \[2\]; got \[3\]"),
         ({"keep_len": int32([4, 0, 4, 0])[::2]}, ValueError, "keep_len must be contiguous"),
