@@ -209,10 +209,10 @@ def test_another_default_dtype(model, device):
     assert both(model, call)["steps_replayed"] == NEW - 2
 
 
-POLICIES = ["uncomp", "full", "snapkv", "adakv", "pyramidkv", "streaming_llm", "h2o", "tova", "random"]
+EVERY = ["uncomp", "full", "snapkv", "adakv", "pyramidkv", "streaming_llm", "h2o", "tova", "random"]
 
 
-@pytest.mark.parametrize("options", [{"policy": name, "budget": 40} for name in POLICIES] + [{"budget": 1.0}], ids=str)
+@pytest.mark.parametrize("options", [{"policy": name, "budget": 40} for name in EVERY] + [{"budget": 1.0}], ids=str)
 def test_every_policy_under_another_default_dtype(model, device, options):
     with uncomp.patch(model, uncomp.UncompConfig(**options)):
         want = run(model, prompt(device))
