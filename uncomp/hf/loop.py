@@ -95,15 +95,15 @@ class Loop:
         positions: Tensor,
         choice: Choice,
         most: int,
-        reader: Reader | None,
-        ahead: bool = True,
+        reader: Reader,
+        ahead: bool,
     ) -> None:
         """Makes tokens block by block; a block is read while the next one is made, or before with `ahead` False."""
         shared: SharedState = cache.uncomp
         values = {"states": token, "positions": positions, "ended": ended}
         inputs, waiting = None, None
         issued, over = 0, False
-        while issued < most and not over:
+        while issued < most:
             count = min(BLOCK, most - issued)
             buffer: list[Tensor] = []
             made = 0
@@ -134,13 +134,11 @@ class Loop:
                 if made < count:
                     buffer[-1] = buffer[-1].clone()  # the next run writes over it
             issued += count
-            arrived = waiting
-            waiting = Fetch(torch.cat(buffer, 1))
-            if reader is not None and not ahead:
-                over, waiting = reader.take(waiting.read()), None
-            elif reader is not None and arrived is not None and reader.take(arrived.read()):
+            block = Fetch(torch.cat(buffer, 1))
+            arrived, waiting = (waiting, block) if ahead else (block, None)
+            if arrived is not None and reader.take(arrived.read()):
                 return
-        if reader is not None and waiting is not None:
+        if waiting is not None:
             reader.take(waiting.read())
 
     def _prepare(self, shared: SharedState, token: Tensor, choice: Choice):
