@@ -17,6 +17,7 @@ from torch import Tensor
 import uncomp
 from uncomp.hf.choice import Choice
 from uncomp.hf.loop import Loop
+from uncomp.hf.reader import Reader
 
 BUDGET, GROUPS = 1552, 8  # 4.74 % of 32768 tokens
 
@@ -159,7 +160,7 @@ def _runner(model, engine: Engine, handle, cache, ids: Tensor, token: Tensor) ->
         def run(steps: int) -> None:
             positions = torch.full_like(token, cache.get_seq_length())
             with torch.no_grad():
-                loop._steps(cache, token, ended, positions, Choice(), steps, None)
+                loop._steps(cache, token, ended, positions, Choice(), steps, Reader((), None), ahead=True)
 
         return run
     seen = torch.cat([ids.expand(token.shape[0], -1), token], 1)
