@@ -10,12 +10,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from uncomp.hf.cache import UncompCache
-from uncomp.hf.shared import take_pending
+from uncomp.hf.shared import NAME, take_pending
 from uncomp.latent import Latents, PaddedKeys, is_exact, take
 
-__all__ = ["UncompCache", "attention_forward", "attention_mask"]
+__all__ = ["NAME", "UncompCache", "attention_forward", "attention_mask"]
 
-NAME = "uncomp"
 _REFUSED = {
     "softcap": "logit soft caps",
     "s_aux": "attention sinks in the softmax",

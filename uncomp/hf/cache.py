@@ -44,6 +44,7 @@ class UncompLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Hands key and value on; what is stored is decided by the attention function, which must be "uncomp"."""
+        self.shared.check_attention()
         leave_pending(self, key_states)
         return key_states, value_states
 
@@ -52,7 +53,8 @@ class UncompLayer(CacheLayerMixin):
         return 1 if self.shared.recording else self.shared.clock.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As a full cache would: other layers of the model read this mask."""
+        """As a full cache would: other layers of the model read this mask. The first thing that a forward asks."""
+        self.shared.check_attention()
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:

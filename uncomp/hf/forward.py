@@ -198,6 +198,7 @@ class Forwards(NotCopied):
     def _register(self, cache, shared: SharedState) -> None:
         """Steps of this cache are recorded here; its arenas come back when it is dropped."""
         shared.recordings = self._recordings
+        shared.ran_under = self._model.config.get_text_config(decoder=True)
         shared.checked = shared.verdict = None
         shared.claimed = []
         if shared.cache is None or shared.cache() is not cache:  # a copy that was made by other means than fork

@@ -24,6 +24,7 @@ from uncomp.types import CacheShape, Lengths
 if TYPE_CHECKING:
     from uncomp.hf.cache import UncompLayer
 
+NAME = "uncomp"  # of the attention that stores what an `update` leaves, as transformers knows it
 _pending = threading.local()
 
 
@@ -85,6 +86,7 @@ class SharedState:
         self.clock = Clock()
         self.hooked = False  # a hook on the model begins and commits the forwards
         self.recordings: Recordings | None = None  # of a patched model
+        self.ran_under: Any = None  # text config of the patched model whose forwards it was in
         self.cache: weakref.ref | None = None  # the cache whose state this is, where it is a patched model's
         self.recording = False  # a step is being recorded: nothing runs, so nothing is counted
         self.replayed = False  # the step of the current forward was a replay
@@ -138,6 +140,18 @@ class SharedState:
                 'is stored (uncomp.lorc, granularity); use "full", "streaming_llm", or "random" with decode="grow"'
             )
         self.compressor = Compressor(self.config, shape, policy)
+
+    def check_attention(self) -> None:
+        """Called before a forward that no patch began stores anything.
+
+        Raises:
+            RuntimeError: the patch was removed, so that another attention would run; the cache stays as it is.
+        """
+        if self.hooked or self.ran_under is None or self.ran_under._attn_implementation == NAME:
+            return
+        raise RuntimeError(
+            "uncomp: the model's patch was removed; this cache can be used again once the model is patched again"
+        )
 
     def settle(self) -> None:
         """Lets the layers count the steps that were replayed."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,29 @@ def test_remove_gives_back_the_very_same_model(model):
     handle.remove()
     assert footprint(model) == before
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), stock)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_cache_waits_for_the_next_patch(family):
+    """Without the patch it is refused in one line, however often, and then goes on as if nothing had been."""
+    config = replace(CONFIG, skip_sliding=family != "llama")
+    model, ids, more = tiny_model(family), prompt(), prompt(columns=7, seed=2)
+
+    def turn(cache, begin, new):
+        whole = torch.cat([begin, new], 1)
+        return model.generate(whole, past_key_values=cache, max_new_tokens=6, do_sample=False)
+
+    with uncomp.patch(model, config) as handle:
+        cache = handle.new_cache()
+        first = turn(cache, ids[:, :0], ids)
+        twin, other = cache.fork(), cache.fork()
+        want = turn(other, first, more)
+    for again in (cache, twin, cache):
+        with pytest.raises(RuntimeError, match="^uncomp: the model's patch was removed; this cache can be used again"):
+            turn(again, first, more)
+    with uncomp.patch(model, config):
+        for again in (cache, twin):
+            assert torch.equal(turn(again, first, more), want)
 
 
 def test_with_removes_on_an_exception(model):
