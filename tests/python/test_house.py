@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import uncomp
-from uncomp import _extension, _fakes, ops
+from uncomp import _extension, _fake_checks, ops
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = _extension.op_names()
@@ -23,7 +23,8 @@ OPS = _extension.op_names()
 MAY_IMPORT = {
     "_version": set(),
     "_extension": {"_C"},
-    "_fakes": {"_extension"},
+    "_fake_checks": {"_extension"},
+    "_fakes": {"_fake_checks"},
     "ops": {"_fakes"},
     "testing": {"hf.load"},
     "entropy": {"ops"},
@@ -152,23 +153,21 @@ MAY_IMPORT = {
     "models.qwen": {"models.base"},
     "hf.clock": {"hf.compat", "types"},
     "graph": {"_extension", "cache"},
-    "hf.shared": {"compressor", "config", "graph", "hf.cache", "hf.clock", "policies", "pruning", "types"},
+    "hf.shared": {"compressor", "config", "graph", "hf.clock", "hf.layer", "policies", "pruning", "types"},
     "hf.hidden": {"hf.clock", "hf.shared", "pruning"},
     "hf.attention": {"hf.cache", "hf.shared", "latent"},
-    "hf.cache": {
+    "hf.layer": {
         "attention",
         "cache",
-        "compressor",
-        "config",
         "eviction",
         "extension",
         "hf.clock",
         "hf.compat",
         "hf.shared",
         "latent",
-        "models",
         "view",
     },
+    "hf.cache": {"config", "hf.compat", "hf.layer", "hf.shared", "models"},
     "hf.chunks": set(),
     "hf.joined": set(),
     "hf.judge": set(),
@@ -547,7 +546,7 @@ def test_one_list_of_operators():
     module = [name for name in module if name not in ("warmup", "take_device_error")]
     assert library == OPS
     assert module == OPS
-    assert list(_fakes.KERNELS) == OPS
+    assert list(_fake_checks.KERNELS) == OPS
     for op in OPS:
         assert callable(getattr(ops, op)), op
 
@@ -584,7 +583,7 @@ def test_an_operator_is_registered_for_every_key(op):
 @pytest.mark.parametrize("op", OPS)
 def test_a_fake_kernel_describes_every_tensor_of_the_schema(op):
     arguments = getattr(torch.ops.uncomp, op).default._schema.arguments
-    kernel, wanted = _fakes.KERNELS[op]
+    kernel, wanted = _fake_checks.KERNELS[op]
     assert list(inspect.signature(kernel).parameters) == [argument.name for argument in arguments]
     assert wanted.keys() == {argument.name for argument in arguments if "Tensor" in str(argument.type)}
 

@@ -22,7 +22,7 @@ from uncomp.pruning import PrunedPrompt, schedule_for
 from uncomp.types import CacheShape, Lengths
 
 if TYPE_CHECKING:
-    from uncomp.hf.cache import UncompLayer
+    from uncomp.hf.layer import UncompLayer
 
 NAME = "uncomp"  # of the attention that stores what an `update` leaves, as transformers knows it
 _pending = threading.local()
