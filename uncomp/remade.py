@@ -17,9 +17,12 @@ from uncomp.latent import KeyCodec, wide
 
 @dataclass
 class Slots:
-    """Slots of an arena, as rows of equal width: all that torch needs to work on rows at once."""
+    """Slots of an arena, as rows of equal width: all that torch needs to work on rows at once.
 
-    row_start: Tensor  # [R + 1] int32
+    An arena may have more slots than its rows: of repacked rows that were not full the host knows no better bound.
+    """
+
+    row_start: Tensor  # [R + 1] int32, at most C
     widest: int  # room of the longest row, or more
     rows_of_one: int  # cache rows of one sequence
     capacity: int  # C
@@ -35,7 +38,7 @@ class Slots:
         return (self.row_start[:-1].long().unsqueeze(1) + column).clamp(max=max(self.capacity - 1, 0))
 
     def row(self) -> Tensor:
-        """[C] int64, the row of every slot."""
+        """[C] int64, the row of every slot; behind all rows, the last."""
         slot = torch.arange(self.capacity, dtype=torch.int32, device=self.row_start.device)
         return torch.searchsorted(self.row_start[1:], slot, right=True).clamp(max=max(self.num_rows - 1, 0))
 
@@ -48,7 +51,8 @@ class Slots:
     def flat(self, padded: Tensor) -> Tensor:
         """[C, ...] of [R, widest, ...]."""
         slot, row = torch.arange(self.capacity, device=padded.device), self.row()
-        return padded.flatten(0, 1)[row * self.widest + slot - self.row_start[row]]
+        column = (slot - self.row_start[row]).clamp(max=max(self.widest - 1, 0))  # of slots behind all rows any
+        return padded.flatten(0, 1)[row * self.widest + column]
 
 
 def arena_keys(codec: KeyCodec, rows: Tensor, slot_position: Tensor, slots: Slots, offset: Tensor | None) -> Tensor:
@@ -76,11 +80,12 @@ def arena_values(codec: KeyCodec, rows: Tensor, slots: Slots) -> Tensor:
 
 def unfolded(states: Tensor, slots: Slots, shared: int) -> Tensor:
     """A row for every head: [C * shared, D] of [C, shared * D]; the rows of a group follow each other."""
-    start = slots.row_start.long()
+    start, slot = slots.row_start.long(), torch.arange(slots.capacity, device=states.device)
     row, room = slots.row(), start[1:] - start[:-1]
-    column = torch.arange(slots.capacity, device=states.device) - start[row]
-    first = (shared * start[row] + column).unsqueeze(1)
-    target = first + torch.arange(shared, device=states.device) * room[row].unsqueeze(1)
+    behind = slot >= start[-1]  # all rows: such a slot stays behind them, apart from every other
+    first = torch.where(behind, shared * slot, (shared - 1) * start[row] + slot).unsqueeze(1)
+    step = room[row].masked_fill(behind, 1).unsqueeze(1)
+    target = first + torch.arange(shared, device=states.device) * step
     flat = states.unflatten(1, (shared, -1)).flatten(0, 1)
     return torch.empty_like(flat).index_copy_(0, target.flatten(), flat)
 

@@ -223,6 +223,19 @@ def test_rows_that_heads_share_become_one_for_each_head():
             assert torch.equal(got[int(start[new]) :][:held], part)
 
 
+def test_slots_behind_all_rows_touch_no_row():
+    """An arena longer than its rows: every slot of a row is as in one without such slots."""
+    row_start = torch.tensor([0, 3, 3, 8, 10], dtype=torch.int32)
+    found = []
+    for capacity in (10, 31):
+        slots = remade.Slots(row_start, 5, 2, capacity)
+        states = torch.arange(capacity * 12.0).view(capacity, 12)
+        assert torch.equal(slots.flat(states[slots.place()])[:10], states[:10])
+        found.append(remade.unfolded(states, slots, 3))
+    assert len(found[1]) == 93 and torch.equal(found[1][:30], found[0])
+    assert torch.equal(found[1].flatten().sort().values, torch.arange(31 * 12.0))
+
+
 def test_latents_reach_the_attention_of_their_own_projection_once():
     owner, other = object(), object()
     rows = torch.zeros(1, 2, 3)

@@ -73,6 +73,14 @@ def test_latents_under_a_policy_are_full_width_under_it(pair, policy, decode):
     assert max(difference(got[0], want[0]), difference(got[1], want[1])) < 1e-5
 
 
+@pytest.mark.parametrize("policy", ["uncomp", "streaming_llm", "tova"])
+def test_a_turn_behind_a_prompt_that_fills_no_row(pair, policy):
+    """Chunks shorter than the budget, in a padded batch: rows then have fewer tokens than the plan grants them."""
+    ids, mask = prompt()
+    got, want = both(pair, config(policy), lambda model, _: generated(model, ids, mask, prefill_chunk_size=9))
+    assert torch.equal(got.sequences, want.sequences) and difference(got, want) < 1e-5
+
+
 @pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma3_text"])
 def test_keys_are_normalised_and_turned_as_each_family_does(family):
     layers = {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3_text" else {}

@@ -116,6 +116,17 @@ def test_shared_rows_are_full_width_under_the_same_policy(grain, name):
         assert got["cache_bytes"] == 4 * 2 * 2 * 4 * 40 * (32 + 48) and want["cache_bytes"] == 4 * 2 * 2 * 4 * 40 * 128
 
 
+@pytest.mark.parametrize("grain", ["group:2", "layer"])
+def test_a_turn_behind_a_prompt_that_fills_no_row(grain):
+    """Chunks shorter than the budget: rows then have fewer tokens than the plan grants them."""
+    model, _, dense = dense_twin(grain)
+    found = []
+    for each in (model, dense):
+        with uncomp.patch(each, uncomp.UncompConfig(**POLICIES["streaming"])), torch.no_grad():
+            found.append(generated(each, *prompt(), prefill_chunk_size=9))
+    assert difference(*found) < 1e-5
+
+
 @pytest.mark.parametrize("family", ["qwen3", "phi3"])
 def test_normalised_and_fused_keys(family):
     model, _, dense = dense_twin("layer", family)
