@@ -104,12 +104,15 @@ def run(
 
     Args:
         model: a patched model, and its handle; for `agnostic` the config says extend="append".
-        prompts: the batch; for `agnostic` each with ids on both sides of its boundary.
+        prompts: the batch; for `agnostic` each with ids on both sides of its boundary, and where layers are left
+            uncompressed as many behind it: padding between context and question would push a window's tokens out.
         max_new_tokens: the most for each.
         agnostic: compress what lies before the boundary, feed the rest behind it, of which nothing is dropped.
         pad: id that fills the left side. eos: ids that end a text.
     Returns:
         an Outcome for each prompt.
+    Raises:
+        ValueError: questions of different lengths behind layers that are left uncompressed.
     """
     cache, device = handle.new_cache(), model.device
     meter = _Meter(cache, prompts)
@@ -118,6 +121,11 @@ def run(
     meter.started = time.perf_counter()
     if agnostic:
         pieces = [prompt.ids[prompt.boundary :] for prompt in prompts]
+        if len(set(map(len, pieces))) > 1 and len(cache.layers) > len(cache.uncomp.layers):
+            raise ValueError(
+                "uncomp.eval: prompts must have as many ids behind the boundary, because layers are left uncompressed; "
+                f"got {', '.join(str(len(piece)) for piece in pieces)}"
+            )
         ids, mask = _padded([prompt.ids[: prompt.boundary] for prompt in prompts], pad, device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         options = {"position_ids": positions, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
@@ -171,9 +179,12 @@ def _outcomes(
     slots = [[layer.ragged.slots[i] for layer in cache.uncomp.layers] for i in range(batch)]
     every = max(sum(map(sum, slots)), 1)
     other, lost = ledger.other_bytes // batch, meter.lost()
+    windows = _windows(cache)
     made = []
     for i, (prompt, n, line) in enumerate(zip(prompts, ends, first.tolist(), strict=True)):
-        full = ledger.layers * ledger.num_kv_heads * (len(prompt.ids) + n - 1) * ledger.token_bytes
+        real = len(prompt.ids) + n - 1
+        beside = sum(size * min(real, columns) for columns, size in windows)
+        full = ledger.layers * ledger.num_kv_heads * real * ledger.token_bytes
         made.append(
             Outcome(
                 tokens=new_tokens[i][:n],
@@ -181,10 +192,10 @@ def _outcomes(
                 context=before[i],
                 end=held[i] / rows if rows else begin[i],
                 bytes={
-                    "kv": stored[i] + other,
+                    "kv": stored[i] + beside,
                     "votes": ledger.state_bytes * sum(slots[i]) // every,
                     "allocated": sum(n * size for n, size in zip(slots[i], sizes, strict=True)) + other,
-                    "full": full + other,
+                    "full": full + beside,
                 },
                 prefill_seconds=meter.first / batch,
                 decode_seconds=max(0.0, seconds - meter.first - lost) / batch,
@@ -192,6 +203,16 @@ def _outcomes(
             )
         )
     return made
+
+
+def _windows(cache: UncompCache) -> list[tuple[int, int]]:
+    """Columns that each layer left uncompressed holds of a sequence, and bytes of one; some may be padding."""
+    ours = {id(layer) for layer in cache.uncomp.layers}
+    states = [(layer.keys, layer.values) for layer in cache.layers if id(layer) not in ours]
+    return [
+        (keys.shape[2], sum(t.shape[1] * t.shape[3] * t.element_size() for t in (keys, values)))
+        for keys, values in states
+    ]
 
 
 def _padded(pieces: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:

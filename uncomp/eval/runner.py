@@ -210,13 +210,22 @@ def _leave_out(task: Task, runs: Sequence[Run], processes: Processes, say: Calla
     return set(found)
 
 
-def in_batches(task: Task, indices: Collection[int], size: int) -> Iterator[list[int]]:
-    """Batches of prompts of like length that generate as many tokens, the longest first: memory runs out early."""
-    order = sorted(indices, key=lambda i: (task.examples[i].max_new_tokens, -len(task.prompt(i).ids), i))
+def in_batches(task: Task, indices: Collection[int], size: int, *, even: bool = False) -> Iterator[list[int]]:
+    """Batches of prompts of like length that generate as many tokens, the longest first: memory runs out early.
+
+    Args:
+        even: prompts of a batch have as many ids behind their boundary, see `batch.run`.
+    """
+
+    def alike(index: int) -> tuple[int, int]:
+        prompt = task.prompt(index)
+        return task.examples[index].max_new_tokens, len(prompt.ids) - prompt.boundary if even else 0
+
+    order = sorted(indices, key=lambda i: (alike(i), -len(task.prompt(i).ids), i))
     start = 0
     while start < len(order):
-        most = task.examples[order[start]].max_new_tokens
-        group = [i for i in order[start : start + size] if task.examples[i].max_new_tokens == most]
+        wanted = alike(order[start])
+        group = [i for i in order[start : start + size] if alike(i) == wanted]
         start += len(group)
         yield group
 
@@ -244,7 +253,8 @@ def _run(
     started, finished = time.perf_counter(), 0
     config = with_room(run.config, max(task.examples[i].max_new_tokens for i in indices))
     forced = task.settings.teacher_forced and compared is not None
-    groups = in_batches(task, indices, task.settings.batch_size)
+    even = run.mode == "agnostic" and config.skip_sliding
+    groups = in_batches(task, indices, task.settings.batch_size, even=even)
     handle = None
     try:
         for number, group in enumerate(groups):

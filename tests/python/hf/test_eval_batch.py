@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -10,7 +12,7 @@ pytest.importorskip("transformers")
 import torch
 
 import uncomp
-from uncomp.eval import batch
+from uncomp.eval import batch, runner
 from uncomp.eval.prompts import Prompt
 from uncomp.testing import tiny_model
 
@@ -85,3 +87,32 @@ def test_a_text_that_ends_early_counts_its_own_tokens(prompts):
         assert b.tokens == a.tokens[:length]
         assert b.end == len(prompt.ids) + length - 1
         assert b.bytes["kv"] == b.bytes["full"]
+
+
+# ---- layers with sliding windows, left uncompressed
+@pytest.mark.parametrize("window", [16, 256], ids=["short window", "long window"])
+@pytest.mark.parametrize("agnostic", [False, True], ids=["aware", "agnostic"])
+def test_windows_hold_what_a_prompt_alone_would(prompts, window, agnostic):
+    """Padding takes room in such a layer, and is counted for no prompt."""
+    model = tiny_model("gemma3_text", sliding_window=window)
+    even = [Prompt(prompt.ids, len(prompt.ids) - 9, 0, [5, 6]) for prompt in prompts]
+    config = uncomp.UncompConfig(budget=48, skip_sliding=True, extend="append" if agnostic else "reselect")
+    together = outcomes(model, config, [even], agnostic)
+    alone = outcomes(model, config, [[prompt] for prompt in even], agnostic)
+    for one, other in zip(together, alone, strict=True):
+        assert (one.tokens, one.per_row, one.kept) == (other.tokens, other.per_row, other.kept)
+        assert (one.bytes["kv"], one.bytes["full"]) == (other.bytes["kv"], other.bytes["full"])
+        assert one.bytes["kv"] <= one.bytes["allocated"]
+
+
+def test_questions_behind_windows_are_of_one_length(prompts):
+    """Padding between context and question would push tokens out of a window."""
+    model = tiny_model("gemma3_text")
+    config = uncomp.UncompConfig(budget=48, skip_sliding=True, extend="append")
+    with pytest.raises(ValueError, match=r"^uncomp\.eval: prompts must have as many ids .* got 9, 12, 10"):
+        outcomes(model, config, [prompts], True)
+    assert len(outcomes(model, config, [prompts], False)) == 3
+    many = [*prompts, *prompts]
+    task = SimpleNamespace(prompt=many.__getitem__, examples=[SimpleNamespace(max_new_tokens=NEW)] * len(many))
+    assert list(runner.in_batches(task, range(6), 4, even=True)) == [[0, 3], [2, 5], [1, 4]]
+    assert list(runner.in_batches(task, range(6), 4)) == [[0, 3, 2, 5], [1, 4]]
