@@ -2,7 +2,8 @@
 """The conductor of a prefill: entropy, grouping, budget, scoring, selection, compaction, in this order.
 
 Takes: a PromptView of each layer. Gives: RaggedLayers. The host knows every total before a score exists, so nothing
-waits for the device; only a plan over the whole model reads back the slots of each layer, once.
+waits for the device, but for two reads: a plan over the whole model reads the slots of each layer, once, and a decode
+rule that compares one number a token (policies streaming_llm, tova and h2o) the longest room of a layer.
 """
 
 from __future__ import annotations
