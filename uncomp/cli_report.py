@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,61 +30,69 @@ def add(commands: Any) -> None:
 
 def _report(args: argparse.Namespace, progress: Any) -> int:
     from uncomp.eval import finished, report, tables
-    from uncomp.eval.folder import RunFailure, write_json
+    from uncomp.eval.folder import RunFailure, write_together
 
     runs, unfinished = finished.collect([Path(folder) for folder in args.folders], stopped=args.stopped)
     made = tables.make(runs, seed=args.seed)
     out = Path(args.out or args.folders[0])
     text = report.to_markdown(made, unfinished)
     values = report.to_json(made)
+    files = {"report.md": text, "report.csv": report.to_csv(made), "report.json": values, **_draw(made)}
     try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f'uncomp report: --out "{out}" cannot be made ({error.strerror})') from error
-        write_json(out / "report.md", text)
-        write_json(out / "report.csv", report.to_csv(made))
-        write_json(out / "report.json", values)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'uncomp report: --out "{out}" cannot be made ({error.strerror})') from error
+    try:
+        write_together({out / name: content for name, content in files.items()}, command="uncomp report")
     except RunFailure as error:
         print(error, file=sys.stderr)
         return 1
-    _draw(made, out)
     print(json.dumps(values) if args.json else text, end="\n" if args.json else "")
     return 0
 
 
-def _draw(made: list[Any], out: Path) -> None:
+def _draw(made: list[Any]) -> dict[str, bytes]:
+    """Pictures by the names of their files; what cannot be drawn is said."""
     from uncomp import figures
 
+    drawn: dict[str, bytes] = {}
     try:
         figures.formats()
     except ImportError as error:
         print(f"uncomp report: no figures were drawn: {error}", file=sys.stderr)
-        return
+        return drawn
     for index, table in enumerate(made):
         name = re.sub(r"[^A-Za-z0-9]+", "-", f"{table.task}-{table.mode}-{index}")
-        title = f"{table.task}, question-{table.mode}"
-        full = table.row("full", None)
-        lines: dict[str, dict[float, float]] = {}
-        for row in table.rows:
-            if row.budget is not None:
-                lines.setdefault(row.label, {})[row.figures["stored"]] = row.score
-        if lines:
-            ylabel = "perplexity" if table.lower_is_better else "score"
-            drawn = figures.lines(
-                lines, "stored tokens a row", ylabel, baseline=full.score if full else None, title=title
-            )
-            figures.save(drawn, out / f"{name}-stored.png")
-        if len(table.rows[0].subsets) > 1:
-            for budget in table.budgets():
-                rows = [*([full] if full else []), *table.at(budget)]
-                bars = figures.grouped_bars(
-                    {row.label: row.subsets for row in rows}, "score", title=f"{title}, budget {budget}"
-                )
-                figures.save(bars, out / f"{name}-tasks-{budget}.png")
-        if table.task == "needle":
-            maps = {f"{row.label} {row.budget or ''}".strip(): _needles(row) for row in table.rows}
-            figures.save(figures.needle_map(maps, title=title), out / f"{name}-map.png")
+        try:
+            for ending, figure in _figures_of(table):
+                drawn[f"{name}-{ending}.png"] = figures.png(figure)
+        except ValueError as error:  # a score that is no number
+            print(f"uncomp report: a figure of {name} was not drawn: {error}", file=sys.stderr)
+    return drawn
+
+
+def _figures_of(table: Any) -> Iterator[tuple[str, Any]]:
+    """Ends of names, and figures."""
+    from uncomp import figures
+
+    title = f"{table.task}, question-{table.mode}"
+    full = table.row("full", None)
+    lines: dict[str, dict[float, float]] = {}
+    for row in table.rows:
+        if row.budget is not None:
+            lines.setdefault(row.label, {})[row.figures["stored"]] = row.score
+    if lines:
+        ylabel = "perplexity" if table.lower_is_better else "score"
+        baseline = full.score if full else None
+        yield "stored", figures.lines(lines, "stored tokens a row", ylabel, baseline=baseline, title=title)
+    if len(table.rows[0].subsets) > 1:
+        for budget in table.budgets():
+            rows = [*([full] if full else []), *table.at(budget)]
+            bars = {row.label: row.subsets for row in rows}
+            yield f"tasks-{budget}", figures.grouped_bars(bars, "score", title=f"{title}, budget {budget}")
+    if table.task == "needle":
+        maps = {f"{row.label} {row.budget or ''}".strip(): _needles(row) for row in table.rows}
+        yield "map", figures.needle_map(maps, title=title)
 
 
 def _needles(row: Any) -> dict[tuple[int, int], float]:

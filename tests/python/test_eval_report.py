@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import random
 import shutil
 
@@ -85,7 +86,7 @@ def report(folder, capsys, *options):
 def drawing(request, monkeypatch):
     """Only tests of figures draw them: that takes longer than all the rest."""
     if "figures" not in request.node.name and "matplotlib" not in request.node.name:
-        monkeypatch.setattr(cli_report, "_draw", lambda made, out: None)
+        monkeypatch.setattr(cli_report, "_draw", lambda made: {})
 
 
 @pytest.fixture
@@ -225,6 +226,50 @@ def test_without_matplotlib(runs, capsys, monkeypatch):
     *_, err = report(runs, capsys)
     assert err.count("\n") == 1 and err.startswith("uncomp report: no figures were drawn: ")
     assert sorted(path.name for path in (runs / "out").iterdir()) == ["report.csv", "report.json", "report.md"]
+
+
+def test_a_full_disk_takes_the_whole_report_or_nothing(runs, capsys, monkeypatch):
+    """Wherever room ends: no table without its other forms, no figures without tables."""
+    pytest.importorskip("matplotlib")
+    out = runs / "out"
+    monkeypatch.setattr(cli_report, "_draw", lambda made: {"one.png": b"1", "two.png": b"2"})
+    sync, room = os.fsync, []
+
+    def full(handle):
+        if not room:
+            raise OSError(28, os.strerror(28))
+        room.pop()
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for files in range(5):
+        room[:] = [None] * files
+        assert cli.main(["report", str(runs / "runs"), "--out", str(out)]) == 1
+        printed, err = capsys.readouterr()
+        assert printed == "" and err.startswith("uncomp report: ") and err.count("\n") == 1 and "No space left" in err
+        assert not list(out.iterdir())
+    room[:] = [None] * 9
+    assert cli.main(["report", str(runs / "runs"), "--out", str(out)]) == 0
+    names = ["one.png", "report.csv", "report.json", "report.md", "two.png"]
+    assert sorted(path.name for path in out.iterdir()) == names and (out / "two.png").read_bytes() == b"2"
+    before = (out / "report.md").read_bytes()
+    (out / "report.json").unlink()
+    (out / "report.json").mkdir()
+    (runs / "runs/snapkv-40-aware/summary.json").unlink()
+    assert cli.main(["report", str(runs / "runs"), "--out", str(out)]) == 1
+    assert "report.json cannot be written (Is a directory)" in capsys.readouterr().err
+    assert (out / "report.md").read_bytes() == before
+
+
+def test_figures_of_scores_that_are_no_numbers(runs, capsys):
+    pytest.importorskip("matplotlib")
+    path = runs / "runs/snapkv-40-aware/examples.jsonl"
+    path.write_text(path.read_text().replace('"hit": 1.0', '"hit": NaN', 1))
+    out = runs / "out"
+    assert cli.main(["report", str(runs / "runs"), "--out", str(out)]) == 0
+    printed, err = capsys.readouterr()
+    assert err.startswith("uncomp report: a figure of needle-aware-0 was not drawn: ") and err.count("\n") == 1
+    assert "| snapkv | 40 | nan |" in printed and (out / "report.md").read_text() == printed
 
 
 def refused(capsys, *options):

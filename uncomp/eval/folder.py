@@ -8,6 +8,7 @@ leave one unfinished line at the end of a part, which is cut off when the run is
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ import re
 import subprocess
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,43 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         RunFailure: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write_together({path: value})
+
+
+def write_together(files: Mapping[Path, Any], *, command: str = "uncomp eval") -> None:
+    """Writes files whole, and all of them or none: they change their names when the last one has found room.
+
+    Args:
+        files: text, bytes or a JSON value for each. command: whose failure it would be.
+    Raises:
+        RunFailure: the disk is full, or a folder cannot be written.
+    """
+    beside = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
+    path = None
     try:
-        # A folder's name may hold bytes that are no UTF-8: they become what JSON writes for them.
-        with open(beside, "w", encoding="utf-8", errors="backslashreplace") as file:
-            if isinstance(value, str):
-                file.write(value)
-            else:
-                json.dump(value, file, indent=1, ensure_ascii=False)
-                file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        for path, value in files.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with open(beside[path], "wb") as file:
+                file.write(_content(value))
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(beside[path], path)
     except OSError as error:
-        raise RunFailure(f"uncomp eval: {path} cannot be written ({error.strerror})") from error
+        raise RunFailure(f"{command}: {path} cannot be written ({error.strerror})") from error
     finally:
-        with contextlib.suppress(OSError):  # a file system that can only be read has none
-            beside.unlink()
+        for part in beside.values():
+            with contextlib.suppress(OSError):  # a file system that can only be read has none
+                part.unlink()
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    # A folder's name may hold bytes that are no UTF-8: they become what JSON writes for them.
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 class RunFolder:
@@ -140,7 +161,7 @@ class RunFolder:
     def _compare(self) -> None:
         try:
             before = json.loads((self.path / RUN).read_text(encoding="utf-8"))["config"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"uncomp eval: {self.path / RUN} cannot be read, so the run cannot be resumed") from error
         for name, value in json.loads(json.dumps(self.config)).items():
             if before.get(name) != value and not (name in SOME and before.get(name) is None):
@@ -159,7 +180,7 @@ class RunFolder:
                 try:
                     record = json.loads(line)
                     key = f"{record['subset']}/{record['id']}"
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     if number == len(lines) and not unfinished:
                         break  # a write that the machine did not finish
                     raise ValueError(f"uncomp eval: {part}:{number} is no record; the file was changed") from error
@@ -188,7 +209,7 @@ class RunFolder:
                 for record in records:
                     line = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
                     if file.write(line) != len(line):
-                        raise OSError(28, os.strerror(28))
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if time.monotonic() - self._synced >= SYNC_SECONDS:
                     os.fsync(file.fileno())
                     self._synced = time.monotonic()
@@ -227,20 +248,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a finished run, from its folder.
 
     Raises:
-        ValueError: no examples.jsonl, or a line of it that is no record.
+        ValueError: no examples.jsonl, a line of it that is no record, a record twice.
     """
     file = path / EXAMPLES
     if not file.is_file():
         raise ValueError(f"uncomp eval: {file} is missing; the run has not finished (use --resume)")
-    made = []
+    made: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                made.append(json.loads(line))
-                _ = made[-1]["subset"], made[-1]["id"]
-            except (ValueError, KeyError, TypeError) as error:
-                what = "no JSON" if isinstance(error, ValueError) else "no record"
+                record = json.loads(line)
+                key = f"{record['subset']}/{record['id']}"
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                what = "no JSON" if isinstance(error, (ValueError, RecursionError)) else "no record"
                 raise ValueError(f"uncomp eval: {file}:{number}: {what}") from error
+            if key in made:
+                raise ValueError(f"uncomp eval: {file}:{number} repeats the record {key}")
+            made[key] = record
     if not made:
         raise ValueError(f"uncomp eval: {file} holds no record")
-    return made
+    return list(made.values())

@@ -4,7 +4,7 @@
 `draw` writes the figure of one run. The others return a matplotlib Figure, which a notebook shows and `save` writes.
 """
 
-from uncomp.figures.base import check, formats, save
+from uncomp.figures.base import check, formats, png, save
 from uncomp.figures.compare import bars, correlation, lines
 from uncomp.figures.evaluation import grouped_bars, needle_map
 from uncomp.figures.profile import entropy_map, group_map, layer_curve, spectrum_decay
@@ -22,6 +22,7 @@ __all__ = [
     "layer_curve",
     "lines",
     "needle_map",
+    "png",
     "save",
     "spectrum_decay",
 ]

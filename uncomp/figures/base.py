@@ -70,6 +70,15 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def png(figure: Any) -> bytes:
+    """The figure as a PNG picture."""
+    import io
+
+    found = io.BytesIO()
+    figure.savefig(found, format="png", dpi=DPI)
+    return found.getvalue()
+
+
 @lru_cache(maxsize=1)
 def _figure_class() -> type:
     """A Figure that a notebook shows without pyplot, so that no figure is kept open behind the caller's back."""
