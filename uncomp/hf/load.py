@@ -213,7 +213,7 @@ def _load(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from uncomp.transforms.lorc.files import attach, is_checkpoint
+    from uncomp.transforms.lorc.files import attach, check_complete, is_checkpoint
 
     low_rank = is_local and is_checkpoint(source)
     options: dict[str, Any] = {"local_files_only": True} if is_local else {}
@@ -224,7 +224,9 @@ def _load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         with _silent() if low_rank else contextlib.nullcontext():  # it would report every projection as missing
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **choices, **options)
+            model, told = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **choices, **options
+            )
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -239,6 +241,7 @@ def _load(
         ) from error
     if low_rank:
         attach(model, source)
+        check_complete(model, source, told["missing_keys"])
     return (model if device is None else model.to(device)), tokenizer
 
 

@@ -170,10 +170,41 @@ def without(folder, name):
     save_file(factors, folder / "uncomp_lorc.safetensors")
 
 
+def changed(folder, change, name="model.layers.0.self_attn.v_proj.down"):
+    """One tensor of a checkpoint's factors becomes another."""
+    from safetensors.torch import load_file, save_file
+
+    factors = load_file(folder / "uncomp_lorc.safetensors")
+    save_file(factors | {name: change(factors[name])}, folder / "uncomp_lorc.safetensors")
+
+
+def made_exact(folder):
+    """A record that no handle writes: prompts would run on weights that are in no file."""
+    record = json.loads((folder / "uncomp_lorc.json").read_text())
+    record["config"]["exact_prefill"] = True
+    (folder / "uncomp_lorc.json").write_text(json.dumps(record))
+
+
+def model_without(folder, name):
+    """One tensor leaves the model beside the factors."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
         (lambda p: (p / "uncomp_lorc.json").write_text("{"), "cannot be read"),
+        (lambda p: (p / "uncomp_lorc.json").unlink(), 'uncomp_lorc.json" cannot be read'),
+        (lambda p: (p / "uncomp_lorc.json").write_text("[" * 100_000), "cannot be read"),
+        (made_exact, "cannot be read .*exact_prefill"),
+        (lambda p: changed(p, lambda t: t.fill_(float("nan"))), "v_proj.down must be finite; got NaN"),
+        (lambda p: changed(p, torch.Tensor.int), "v_proj.down must be float32, .*; got torch.int32"),
+        (lambda p: model_without(p, "model.layers.1.mlp.up_proj.weight"), "must hold model.layers.1.mlp.up_proj"),
+        (lambda p: model_without(p, "model.layers.0.self_attn.q_proj.bias"), "must hold model.*q_proj.bias"),
         (lambda p: (p / "uncomp_lorc.json").write_text('{"version": 9}'), "version 9 is not 1"),
         (lambda p: (p / "uncomp_lorc.safetensors").write_bytes(b"x" * 40), "cannot be read"),
         (lambda p: (p / "uncomp_lorc.safetensors").unlink(), "cannot be read"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from uncomp.transforms.lorc.apply import check_key_mode, joined, set_codec
 from uncomp.transforms.lorc.config import STEP, LorcConfig, is_rank
 from uncomp.transforms.lorc.handle import LorcHandle
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt
-from uncomp.transforms.lorc.places import FUSED, NAMES, Places
+from uncomp.transforms.lorc.places import DTYPES, FUSED, NAMES, Places
 from uncomp.transforms.lorc.schedule import Ranks
 
 RECORD, FACTORS = "uncomp_lorc.json", "uncomp_lorc.safetensors"
@@ -31,8 +32,22 @@ _BAD = "uncomp.lorc.load"
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a model that was compressed here."""
-    return (Path(folder) / RECORD).is_file()
+    """Whether a folder holds a model that was compressed here; one of whose two files is lost counts too."""
+    return any((Path(folder) / name).is_file() for name in (RECORD, FACTORS))
+
+
+def check_complete(model: torch.nn.Module, folder: str | os.PathLike[str], missing: Iterable[str]) -> None:
+    """Refuses a completed model with weights that are in no file of its folder.
+
+    Args:
+        model: what `attach` completed. missing: the weights that `from_pretrained(folder)` made up.
+    Raises:
+        ValueError: names the first.
+    """
+    with _opened(Path(folder)) as factors:
+        lost = sorted((set(missing) & set(model.state_dict())) - set(factors.keys()))
+    if lost:
+        raise ValueError(f'{_BAD}: folder "{folder}" must hold {lost[0]}; it does not')
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
@@ -167,8 +182,11 @@ def _record(folder: Path) -> tuple[LorcConfig, Ranks, list[int]]:
         for pair in zip(ranks.key, ranks.value, strict=True):
             if pair != (None, None) and not all(map(is_rank, pair)):
                 raise ValueError(f"ranks must be multiples of {STEP}, or none of both; got {pair}")
-        return LorcConfig.from_dict(record["config"]), ranks, layers
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        config = LorcConfig.from_dict(record["config"])
+        if config.exact_prefill:
+            raise ValueError("exact_prefill needs weights that a checkpoint lacks")
+        return config, ranks, layers
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f'{_BAD}: "{folder / RECORD}" cannot be read ({_line(error)})') from error
 
 
@@ -203,6 +221,10 @@ def _modules(places: Places, attention, prefix: str, ranks: Ranks, i: int, confi
         tensor = factors.get_tensor(full)
         if tensor.shape != wanted:
             raise ValueError(f"{_BAD}: {full} must be {list(wanted)}; got {list(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{_BAD}: {full} must be float32, float16 or bfloat16; got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{_BAD}: {full} must be finite; got NaN or infinity")
         return tensor
 
     def bias_of(name: str, channels: int, *sources: str) -> Tensor | None:

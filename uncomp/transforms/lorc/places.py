@@ -17,6 +17,7 @@ from uncomp.models import describe, family_of
 from uncomp.transforms.lorc.modules import SplitProjections
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of weights
 FUSED = "qkv_proj"  # one module for the first three, its rows in this order
 _HOST_ROPE = ("dynamic", "longrope")
 _PLACES = (0, 1, 7, 1000)  # positions at which a rotation that is none shows nothing
@@ -117,7 +118,7 @@ class Places:
                 "not quantised or adapted weights"
             )
         weight = found.weight
-        if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if weight.dtype not in DTYPES:
             raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
         if weight.device.type == "meta":
             raise NotImplementedError(f"{where} is not in memory (offloaded); load the model without offloading")
