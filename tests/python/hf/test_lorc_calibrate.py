@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration tokens run once for several compressions, and what an evaluation counts of a compressed model."""
 
+import math
+
 import pytest
 import torch
 from lorc_support import prompt
@@ -32,7 +34,7 @@ def test_moments_that_do_not_fit_are_refused():
     ids, model = prompt()[0], tiny_model("llama", num_hidden_layers=2)
     kept = lorc.calibrate(model, ids)
     config = lorc.LorcConfig(rho=0.5, whiten="calib")
-    wanted = r"^uncomp\.lorc\.compress: calibration must be of {} layers .* moments \[{}, {}, {}\]; got 2 layers of"
+    wanted = r"^uncomp\.lorc\.compress: calibration must be of {} layers .* moments \[{}, {}, {}\] a layer; got 2 "
     with pytest.raises(ValueError, match=wanted.format(3, 4, 64, 64)):
         lorc.compress(tiny_model("llama", num_hidden_layers=3), config, calibration=kept)
     with pytest.raises(ValueError, match=wanted.format(2, 1, 256, 256)):
@@ -43,8 +45,29 @@ def test_moments_that_do_not_fit_are_refused():
         lorc.calibrate(model, ids)
     with pytest.raises(ValueError, match='granularity must be "head"'):
         lorc.calibrate(model, ids, granularity="heads")
-    with pytest.raises(ValueError, match="calibration must be"):
-        lorc.calibrate(model, ids.float())
+    for tokens, text in ((ids.float(), r"\[N, S\] int64 tokens; got"), (ids - 200, "from 0 to 198; got -")):
+        with pytest.raises(ValueError, match=rf"^uncomp\.lorc\.calibrate: tokens must be {text}"):
+            lorc.calibrate(model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        (lambda t: t * math.nan, ValueError, "have finite moments; got NaN"),
+        (torch.Tensor.float, TypeError, "have moments of float64 in memory; got torch.float32 on cpu"),
+        (lambda t: t.to("meta"), TypeError, "have moments of float64 in memory; got torch.float64 on meta"),
+        (torch.Tensor.numpy, TypeError, "have moments of float64 in memory; got ndarray"),
+        (None, ValueError, "be of 2 layers .* two moments .* a layer; got 2 layers"),
+    ],
+)
+def test_moments_that_are_none_are_refused(change, kind, text):
+    """Before anything of the model changes; a change of None leaves the values' moments out."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    kept = lorc.calibrate(model, prompt()[0])
+    moments = [pair[:1] if change is None else tuple(map(change, pair)) for pair in kept.moments]
+    with pytest.raises(kind, match=rf"^uncomp\.lorc\.compress: calibration must {text}"):
+        lorc.compress(model, lorc.LorcConfig(rho=0.5, whiten="calib"), calibration=lorc.Calibration(moments))
+    assert type(model.model.layers[0].self_attn.k_proj) is torch.nn.Linear
 
 
 def test_an_evaluation_counts_bytes_of_latents():

@@ -28,19 +28,26 @@ class Calibration:
     together: int = 1
 
     def check(self, places: Places, together: int) -> None:
-        """Refuses moments of another model's shape, or of other groups of heads.
+        """Refuses moments of another model's shape, of other groups of heads, or that are no moments.
 
         Raises:
-            ValueError: says what was wanted and what came.
+            TypeError, ValueError: says what was wanted and what came.
         """
+        tensors = [total for pair in self.moments for total in pair]
+        for total in tensors:
+            if not isinstance(total, Tensor) or total.dtype != torch.float64 or total.device.type == "meta":
+                got = f"{total.dtype} on {total.device}" if isinstance(total, Tensor) else type(total).__name__
+                raise TypeError(f"uncomp.lorc.compress: calibration must have moments of float64 in memory; got {got}")
         wide = places.shape.head_dim * together
         want = (len(places.layers), (places.shape.num_kv_heads // together, wide, wide))
-        shapes = {tuple(total.shape) for pair in self.moments for total in pair}
-        if (len(self.moments), shapes) != (want[0], {want[1]}):
+        shapes = {tuple(total.shape) for total in tensors}
+        if (len(self.moments), shapes, {len(pair) for pair in self.moments}) != (want[0], {want[1]}, {2}):
             raise ValueError(
                 f"uncomp.lorc.compress: calibration must be of {want[0]} layers of this model and of the config's "
-                f"granularity, moments {list(want[1])}; got {len(self.moments)} layers of {sorted(shapes)}"
+                f"granularity, two moments {list(want[1])} a layer; got {len(self.moments)} layers of {sorted(shapes)}"
             )
+        if not all(total.isfinite().all() for total in tensors):
+            raise ValueError("uncomp.lorc.compress: calibration must have finite moments; got NaN or infinity")
 
 
 def calibrate(
@@ -69,11 +76,16 @@ def calibrate(
     places.check()
     together = LorcConfig(granularity=granularity).heads_together(places.shape.num_kv_heads)
     with torch.no_grad():
-        return Calibration(output_moments(places, tokens, progress or (lambda text: None), together), together)
+        moments = output_moments(places, tokens, progress or (lambda text: None), together, "calibrate: tokens")
+        return Calibration(moments, together)
 
 
 def output_moments(
-    places: Places, tokens: Tensor, say: Callable[[str], None], together: int = 1
+    places: Places,
+    tokens: Tensor,
+    say: Callable[[str], None],
+    together: int = 1,
+    argument: str = "compress: calibration",
 ) -> list[tuple[Tensor, Tensor]]:
     """Runs tokens through the decoder, a sequence at a time, without a cache.
 
@@ -81,6 +93,7 @@ def output_moments(
         tokens: [N, S] int64.
         say: called with a line of text after each sequence.
         together: heads that share latents count as one of so many times D channels.
+        argument: what errors call the tokens.
     Returns:
         of every compressible layer the moments of keys and values before their bias: two of [Hkv, D, D] float64, sums
         over all tokens, on the layer's device. 16 Hkv D D bytes a layer.
@@ -89,10 +102,11 @@ def output_moments(
     """
     if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
         got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"uncomp.lorc.compress: calibration must be [N, S] int64 tokens; got {got}")
+        raise ValueError(f"uncomp.lorc.{argument} must be [N, S] int64 tokens; got {got}")
     most = places.model.get_input_embeddings().num_embeddings
-    if int(tokens.min()) < 0 or int(tokens.max()) >= most:
-        raise ValueError(f"uncomp.lorc.compress: calibration must be tokens from 0 to {most - 1}; got others")
+    found = tokens.min() if tokens.min() < 0 else tokens.max()
+    if not 0 <= int(found) < most:
+        raise ValueError(f"uncomp.lorc.{argument} must be from 0 to {most - 1}; got {int(found)}")
     heads, dim = places.shape.num_kv_heads // together, places.shape.head_dim * together
     moments, hooks = [], []
     training = [module for module in places.model.modules() if module.training]
@@ -132,5 +146,5 @@ def output_moments(
             module.training = True
     for i, pair in enumerate(moments):
         if not all(total.isfinite().all() for total in pair):
-            raise ValueError(f"uncomp.lorc.compress: calibration gave NaN or infinity in layer {places.layers[i]}")
+            raise ValueError(f"uncomp.lorc.{argument} gave NaN or infinity in layer {places.layers[i]}")
     return moments
