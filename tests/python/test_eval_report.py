@@ -304,6 +304,61 @@ def test_bad_input(runs, tmp_path, capsys):
     assert "Not finished, so not in a table: " in text and "uncomp-40-aware" in text
 
 
+DAMAGE = [
+    ("seconds", "decode"), ("seconds", "prefill"), ("seconds",), ("prompt_tokens",), ("new_tokens",), ("bytes", "kv"),
+    ("stored", "end"), ("stored", "mean"), ("score", "hit"), ("score", "rouge1"), ("details", "depth"), ("details",),
+    ("evicted_answer",), ("head_consensus",), ("bytes", "allocated"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", DAMAGE, ids="-".join)
+def test_a_record_with_something_else_in_place_of_a_number(runs, capsys, where):
+    path = runs / "runs/uncomp-40-aware/examples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    holder = lines[2] if len(where) == 1 else lines[2][where[0]]
+    holder[where[-1]] = "x"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    wanted = f"{path.parent} holds no run of uncomp eval, or its files were changed"
+    assert wanted in refused(capsys, runs / "runs", "--out", runs / "out")
+    assert not (runs / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "value"),
+    [
+        ("run.json", ("config", "weights"), []), ("run.json", ("config", "settings"), "x"),
+        ("summary.json", ("budget",), "x"), ("summary.json", ("budget",), []), ("summary.json", ("task",), "gsm8k"),
+    ],
+)  # fmt: skip
+def test_a_run_whose_files_were_changed(runs, capsys, file, names, value):
+    path = runs / "runs/uncomp-40-aware" / file
+    whole = holder = json.loads(path.read_text())
+    for name in names[:-1]:
+        holder = holder[name]
+    holder[names[-1]] = value
+    path.write_text(json.dumps(whole))
+    assert "or its files were changed" in refused(capsys, runs / "runs", "--out", runs / "out")
+
+
+def test_files_that_are_no_json(runs, capsys):
+    for file, text in (("run.json", "cannot be read"), ("examples.jsonl", "examples.jsonl:1: no JSON")):
+        path = runs / "runs/uncomp-40-aware" / file
+        before = path.read_text()
+        path.write_text("[" * 100_000)
+        assert text in refused(capsys, runs / "runs", "--out", runs / "out")
+        path.write_text(before + (before if file == "examples.jsonl" else ""))
+    assert "examples.jsonl:7 repeats the record a/0" in refused(capsys, runs / "runs", "--out", runs / "out")
+
+
+def test_seconds_are_those_of_warm_records(runs, capsys):
+    path = runs / "runs/uncomp-40-aware/examples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["seconds"] = {"prefill": 100.0, "decode": 100.0}
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    row = rows(report(runs, capsys)[0][0])["uncomp"]
+    assert (row["prefill_seconds"], row["tokens_per_second"]) == (0.5, pytest.approx(8.0))
+
+
 def test_prompts_that_were_cut_are_counted(runs, capsys):
     for path in (runs / "runs").rglob("examples.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]

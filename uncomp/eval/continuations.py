@@ -174,7 +174,8 @@ def _block_of_windows(
                     effort.model_seconds += got.prefill_seconds + got.decode_seconds
                     if place is not None and n in still[place]:
                         folder = folders[place]
-                        folder.append(rank, [_record(pieces, n, got, full[n], folder.hash)])
+                        warmup = n == open_here[0]
+                        folder.append(rank, [_record(pieces, n, got, full[n], folder.hash) | {"warmup": warmup}])
                         effort.records += 1
                 effort.count(probe.steps())
         finally:

@@ -82,7 +82,7 @@ def collect(folders: Sequence[Path], *, stopped: bool = False) -> tuple[list[Fin
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"uncomp report: {path} cannot be read ({error})") from error
 
 
@@ -93,12 +93,51 @@ def _checked(run: Finished) -> Finished:
         ValueError: they are of something else, or were changed.
     """
     try:
-        _ = run.table, run.label, run.about["model"], run.about["device"], run.about["config"]["dtype"]
-        _ = [run.summary[name] for name in ("task", "mode", "budget", "window", "pool")]
+        config, budget = run.about["config"], run.summary["budget"]
+        _ = run.table, run.label, run.about["model"], run.about["device"], config["dtype"], config.get("max_prompt")
+        _ = [run.summary[name] for name in ("mode", "window", "pool")]
+        _ = config.get("settings", {}).get("e")
+        if not isinstance(run.weights, (str, type(None))) or not isinstance(budget, (int, float, type(None))):
+            raise TypeError("weights, budget")
+        if run.summary["task"] != config["task"]:
+            raise ValueError("task")
         for record in run.records.values():
-            values = [next(iter(record["score"].values())), record["stored"]["mean"]]
-            if not all(isinstance(value, (int, float)) for value in values):
-                raise TypeError(f"record {record['id']}")
-    except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
+            _check(record, run.summary["task"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"uncomp report: {run.path} holds no run of uncomp eval, or its files were changed") from error
     return run
+
+
+# What tables compute with, of every record, of those of a task, and of those that have it.
+_ALWAYS = (("stored", "mean"),)
+_CONTINUATION = (("stored", "share"), ("score", "loss"))
+_GENERATED = (("stored", "end"), ("prompt_tokens",), ("new_tokens",), ("seconds", "prefill"), ("seconds", "decode"))
+_NEEDLE = (("details", "length"), ("details", "depth"))
+_SOMETIMES = (("bytes", "kv"), ("bytes", "allocated"), ("evicted_answer",), ("head_consensus",))
+
+
+def _check(record: dict[str, Any], task: str) -> None:
+    """Raises TypeError or KeyError where a number is missing or is none."""
+    needed = [
+        *_ALWAYS,
+        *(_CONTINUATION if task == "perplexity" else _GENERATED),
+        *(_NEEDLE if task == "needle" else ()),
+    ]
+    values = [_at(record, path) for path in needed]
+    optional = [_at(record, path) for path in _SOMETIMES]
+    for group in ("score", "agreement"):
+        optional += record.get(group, {}).values()
+    if not record["score"] or not all(isinstance(value, (int, float)) for value in values):
+        raise TypeError(f"record {record['id']}")
+    if not all(isinstance(value, (int, float, type(None))) for value in optional):
+        raise TypeError(f"record {record['id']}")
+    if next(iter(record["score"].values())) is None or not isinstance(record.get("details", {}), dict):
+        raise TypeError(f"record {record['id']}")
+
+
+def _at(record: dict[str, Any], path: Sequence[str]) -> Any:
+    """The value at a path; None where it ends early."""
+    found: Any = record
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

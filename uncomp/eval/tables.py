@@ -177,7 +177,12 @@ def _by_subset(row: Row, keys: Sequence[str], task: str) -> dict[str, list[float
 
 
 def _shown(value: float, task: str) -> float:
-    return math.exp(value) if task == "perplexity" else value
+    if task != "perplexity":
+        return value
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: str, seed: int) -> Row:
@@ -192,9 +197,9 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
     row.subsets = {name: _shown(fmean(values), task) for name, values in subsets.items()}
     records = [run.records[key] for run in runs for key in keys]
 
-    def mean(*path: str) -> float | None:
+    def mean(*path: str, of: Sequence[dict[str, Any]] = records) -> float | None:
         found = []
-        for record in records:
+        for record in of:
             value: Any = record
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
@@ -212,7 +217,7 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
         "share": share(records),
         "kv_bytes": mean("bytes", "kv"),
         "allocated_bytes": mean("bytes", "allocated"),
-        "prefill_seconds": mean("seconds", "prefill"),
+        "prefill_seconds": mean("seconds", "prefill", of=steady),
         "tokens_per_second": _rate(steady) if "new_tokens" in records[0] else None,
         "agreement": mean("agreement", "prefix"),
         "evicted_answer": mean("evicted_answer"),

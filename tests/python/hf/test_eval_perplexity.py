@@ -53,6 +53,9 @@ def test_full_is_the_stock_model(place, capsys, tmp_path):
     assert compressed["total"]["kl"] > 0
     text = model.config
     token = 2 * 4 * text.head_dim * text.num_key_value_heads * text.num_hidden_layers  # bytes, float32
+    for name in ("full-full", "uncomp-40"):  # the first window of a run pays for what the others find ready
+        lines = (tmp_path / f"perplexity/{name}-agnostic/examples.jsonl").read_text().splitlines()
+        assert [json.loads(line)["warmup"] for line in lines] == [True, False]
     assert full["total"]["bytes"] == {"kv": 120 * token, "allocated": full["total"]["bytes"]["allocated"], "share": 1.0}
     assert (compressed["total"]["bytes"]["kv"], compressed["total"]["bytes"]["share"]) == (40 * token, 0.33333)
 
