@@ -39,7 +39,7 @@ BY_HAND = [
     ("edit_sim", "\n\n# why\nabcd\nrest", ["abce"], 0.75),  # the first line without a comment mark
     ("edit_sim", "abc", ["abd"], 0.67),  # a substitution counts twice, in whole hundredths
     ("edit_sim", "```", ["x"], 0.0),
-    ("gsm8k", "so 3. Answer: 1,234. Problem: 9", ["1234"], 1.0),
+    ("gsm8k", "so 3. Answer: 1,234.", ["1234"], 1.0),
     ("gsm8k", "18.0 dollars", ["18"], 1.0),
     ("gsm8k", "#### 7 apples", ["7"], 1.0),
     ("gsm8k", "it is 5 then 6", ["5"], 0.0),
@@ -101,6 +101,14 @@ def test_choice(prediction, wanted):
     assert guessed in "ABC" and guessed == metrics_infinitebench.guess(case)
     assert (metrics_infinitebench.named_choice(prediction, case) is None) == (wanted is None)
     assert score("choice", prediction, case) == (float(guessed == "B") if wanted is None else wanted)
+
+
+def test_a_next_problem_counts_where_none_stood_before():
+    """After worked examples a model may go on with another one; without, it may repeat the problem."""
+    text = "Problem: 2 and 5? Answer: 7"
+    assert score("gsm8k", text, Case(["7"])) == 1.0 and score("gsm8k", text, Case(["7"], until="Problem:")) == 0.0
+    text = "Answer: 7\n\nProblem: 9 and 9? Answer: 18"
+    assert score("gsm8k", text, Case(["7"])) == 0.0 and score("gsm8k", text, Case(["7"], until="Problem:")) == 1.0
 
 
 def test_stem_of_the_needle():

@@ -240,6 +240,7 @@ def test_gsm8k(tokenizer, tmp_path):
     assert [e.answers for e in made] == [["1"], ["2"]] and made[0].max_new_tokens == gsm8k.NEW_TOKENS
     assert made[0].text == gsm8k.ASK + "Problem: What is 0 + 1?\n\nSolution:" and made[0].context_end == 0
     shots = make("gsm8k", tokenizer, tmp_path, shots=2)
+    assert (made[0].details, shots[0].details) == ({}, {"until": "Problem:"})
     assert shots[0].text.count("Problem: ") == 3 and shots[0].text.endswith("Problem: What is 0 + 1?\nSolution:")
     context = shots[0].text[: shots[0].context_end]
     assert context.count("\nAnswer: ") == 2 and "<<" not in context and context.endswith("\n\n")

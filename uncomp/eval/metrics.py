@@ -31,6 +31,7 @@ class Case:
         needle: the whole needle, for `rouge1_stem`.
         seed: text that seeds a guess where a rule guesses.
         options: the choices, for `choice` metrics.
+        until: what begins the next problem, for `gsm8k` after worked examples.
     """
 
     answers: Sequence[str]
@@ -39,6 +40,7 @@ class Case:
     needle: str = ""
     seed: str = ""
     options: Sequence[str] = ()
+    until: str = ""
 
 
 # ---- pieces
@@ -153,8 +155,8 @@ def number_after(text: str) -> Decimal | None:
 
 
 def gsm8k(prediction: str, answer: str) -> float:
-    """1 if both end in the same number; what a model writes about a next problem is left out."""
-    got = number_after(prediction.split("Problem:", 1)[0])
+    """1 if both end in the same number."""
+    got = number_after(prediction)
     return float(got is not None and got == number_after(answer))
 
 
@@ -201,6 +203,11 @@ def _share_contained(prediction: str, case: Case) -> float:
     return sum(contained(prediction, answer) for answer in case.answers) / len(case.answers) if prediction else 0.0
 
 
+def _one_problem(prediction: str, case: Case) -> float:
+    """What a model writes about a next problem is left out."""
+    return _best(gsm8k)(prediction.split(case.until, 1)[0] if case.until else prediction, case)
+
+
 def _with_stem(prediction: str, case: Case) -> float:
     return rouge1(case.stem + prediction, case.needle)
 
@@ -212,7 +219,7 @@ RULES: dict[str, Callable[[str, Case], float]] = {
     "retrieval": _best(retrieval),
     "count": _best(count),
     "edit_sim": _best(edit_sim),
-    "gsm8k": _best(gsm8k),
+    "gsm8k": _one_problem,
     "hit": _best(hit),
     "rouge1": _best(rouge1),
     "rouge1_stem": _with_stem,

@@ -41,7 +41,9 @@ def make_record(
         needle=details.get("needle", ""),
         seed=f"{run.config.seed}:{example.id}",
         options=example.options,
+        until=details.get("until", ""),
     )
+    compressed = prompt.boundary if run.mode == "agnostic" else len(prompt.ids)
     flat = [n for layer in outcome.per_row for n in layer]
     stored: dict[str, Any] = {
         "mean": sum(flat) / len(flat),
@@ -69,7 +71,7 @@ def make_record(
         "stored": stored,
         "bytes": outcome.bytes,
         "seconds": {"prefill": outcome.prefill_seconds, "decode": outcome.decode_seconds},
-        "uncompressed": isinstance(run.budget, int) and len(prompt.ids) <= run.budget,
+        "uncompressed": isinstance(run.budget, int) and compressed <= run.budget,
         "details": dict(details),
     }
     if "choice" in example.metrics:

@@ -87,6 +87,19 @@ def test_question_agnostic_keeps_the_whole_question(finished):
         assert record["prompt_tokens"] == aware["prompt_tokens"]
 
 
+def test_what_is_compressed_decides_whether_a_record_tests_anything(model, data, tmp_path, capsys):
+    """The whole prompt, or the context alone: a budget between the two leaves the context as it is."""
+    limit = ("--limit", "1", "--subset", "qasper", "--question", "aware", "--question", "agnostic")
+    ran(capsys, model, data, tmp_path, *limit, budget="40")
+    (record,) = records(tmp_path / "longbench/uncomp-40-agnostic")
+    prompt, question = record["prompt_tokens"], record["stored"]["mean"] - 40
+    between = str(int(prompt - question / 2))
+    aware, agnostic = ran(capsys, model, data, tmp_path, *limit, budget=between)
+    assert (aware["total"]["uncompressed"], agnostic["total"]["uncompressed"]) == (0, 1)
+    (record,) = records(tmp_path / f"longbench/uncomp-{between}-agnostic")
+    assert record["stored"]["mean"] == prompt
+
+
 def test_the_full_cache_gives_the_same_in_both_modes(finished):
     aware, agnostic = (records(finished / f"full-full-{mode}") for mode in ("aware", "agnostic"))
     assert [r["tokens"] for r in aware] == [r["tokens"] for r in agnostic]
@@ -291,6 +304,16 @@ def test_skip_bad_leaves_a_line_out_and_says_so(model, data, tmp_path, capsys):
     )
     assert status == 0 and "base/trec.jsonl:2: no JSON" in err
     assert json.loads(out)["total"]["n"] == 3
+
+
+def test_a_template_takes_text_alone(model, data, tmp_path, capsys):
+    copy = tmp_path / "longbench"
+    shutil.copytree(data, copy)
+    (copy / "config/dataset2prompt.json").write_text('{"trec": "{context} of {length} words {nothing}"}')
+    status, _, err = call(capsys, model, copy, tmp_path / "out", "--subset", "trec")
+    assert status == 2 and not (tmp_path / "out").exists()
+    wanted = "base/trec.jsonl:1: field 'length' must be a string, because the template has {length}\n"
+    assert err == f"uncomp eval: {copy}/{wanted}"
 
 
 def test_another_model_of_the_same_shape(model, data, tmp_path, capsys):

@@ -46,6 +46,7 @@ def read(options: Options, reader: Reader) -> Source:
                 max_new_tokens=options.max_new_tokens or NEW_TOKENS,
                 metrics=("gsm8k",),
                 answers=[answer],
+                details={"until": "Problem:"} if shots else {},
             )
         )
     settings = {"shots": options.shots} | ({"seed": options.seed} if options.shots else {})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def _examples(name: str, file: Path, template: str, most: int, options: Options,
         fields["all_classes"] = are_strings
     made = []
     for number, record in reader.lines(file, fields, identity="_id"):
+        named = (field for field in re.findall(r"\{(\w+)\}", template) if not is_string(record.get(field, "")))
+        if (wrong := next(named, None)) is not None:
+            reader.refuse(file, number, f"field '{wrong}' must be a string, because the template has {{{wrong}}}")
+            continue
         made.append(_example(name, record, number, template, options.max_new_tokens or most))
     return made[: options.limit]
 
