@@ -18,14 +18,21 @@ from torch import Tensor
 from uncomp._extension import limits
 from uncomp.ops import KeyTransform
 
+_WAITING = 2  # latents that can wait for one attention: those of keys and of values
 MARK = "_uncomp_lorc"  # attribute of a text stack whose projections are of low rank
 _slot = threading.local()
 
 
 def leave(owner: object, latent: Tensor) -> None:
-    """Leaves the latents [B, T, heads * rank] of a projection for the attention that follows it."""
+    """Leaves the latents [B, T, heads * rank] of a projection for the attention that follows it.
+
+    Those of layers whose attention took none are let go, so that a model that runs another one holds no more of them.
+    """
     if not hasattr(_slot, "latents"):
         _slot.latents = {}
+    _slot.latents.pop(id(owner), None)
+    while len(_slot.latents) >= _WAITING:
+        _slot.latents.pop(next(iter(_slot.latents)))
     _slot.latents[id(owner)] = latent
 
 

@@ -12,7 +12,7 @@ from graph_support import NEW, both, padded, run
 from lorc_support import difference, generated, prompt, with_biases
 
 import uncomp
-from uncomp import lorc
+from uncomp import latent, lorc
 from uncomp.testing import tiny_model
 
 pytestmark = pytest.mark.hf
@@ -82,6 +82,15 @@ def test_other_ways_to_the_factors(fields):
             with lorc.compress(model, config, **(tokens if config.whiten else {})):
                 errors.append(float((model(ids).logits - want).norm()))
     assert errors[0] < 1.05 * errors[1]
+
+
+def test_a_model_that_runs_another_attention_keeps_the_latents_of_one_layer_at_most():
+    """No output projection drops what nobody took where values are made again; later layers do."""
+    model, _ = low_rank("layer")
+    latent.forget()
+    with torch.no_grad():
+        model(prompt()[0], use_cache=False)
+    assert len(latent._slot.latents) <= 2
 
 
 # ---- under a policy

@@ -80,9 +80,7 @@ def compress(
         log_kappa = []
         if needs_kappa(config):
             for i, index in enumerate(places.layers):
-                attention = places.attention(index)
-                pair = [places.projection(attention, name) for name in ("k_proj", "v_proj")]
-                log_kappa.append(sum(factors.log_kappa(p.weight, heads, config.kappa) for p in pair))
+                log_kappa.append(condition(places, index, config.kappa))
                 say(f"condition numbers {i + 1}/{count}")
         ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
         moments = None
@@ -109,6 +107,15 @@ def needs_kappa(config: LorcConfig) -> bool:
     """Whether ranks follow condition numbers."""
     free = config.rank_k is None or config.rank_v is None
     return config.threshold is not None or (free and config.schedule == "cumulative_condition")
+
+
+def condition(places: Places, index: int, kind: str) -> float:
+    """Log condition numbers of a layer's keys and of its values, added. kind: LorcConfig.kappa."""
+    total, part = 0.0, "a head of " if kind == "per_head_mean" else ""
+    for name in ("k_proj", "v_proj"):
+        weight = places.projection(places.attention(index), name).weight
+        total += factors.log_kappa(weight, places.shape.num_kv_heads, kind, f"{part}{name} of layer {index}")
+    return total
 
 
 def check_key_mode(places: Places, index: int, key_mode: str) -> None:

@@ -24,7 +24,7 @@ def per_head(weight: Tensor, heads: int) -> Tensor:
     return weight.detach().double().view(heads, -1, weight.shape[1])
 
 
-def log_kappa(weight: Tensor, heads: int, kind: str) -> float:
+def log_kappa(weight: Tensor, heads: int, kind: str, name: str = "a head") -> float:
     """Natural log of the condition number of a projection.
 
     From the eigenvalues of W Wᵀ, several times faster than singular values of W: one of 1e-6 of the largest comes out
@@ -33,18 +33,19 @@ def log_kappa(weight: Tensor, heads: int, kind: str) -> float:
     Args:
         weight: [heads * D, E].
         kind: "layer" (of the whole matrix) or "per_head_mean" (mean of the heads' logarithms).
+        name: what errors call the matrix.
     Raises:
         ValueError: a weight that is zero or not finite.
     """
     matrices = per_head(weight, heads if kind == "per_head_mean" else 1)
     if not matrices.isfinite().all():
-        raise ValueError("uncomp.lorc: weights must be finite; got NaN or infinity")
+        raise ValueError(f"uncomp.lorc: weights of {name} must be finite; got NaN or infinity")
     narrow = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     logs = []
     for values in torch.linalg.eigvalsh(gram(narrow)).tolist():
         largest = values[-1]
         if largest <= 0:
-            raise ValueError("uncomp.lorc: weights of a head must not all be zero; got zeros")
+            raise ValueError(f"uncomp.lorc: weights of {name} must not all be zero; got zeros")
         logs.append(math.log(largest / max(values[0], SMALLEST**2 * largest)) / 2)
     return sum(logs) / len(logs)
 

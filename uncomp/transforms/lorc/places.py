@@ -98,15 +98,17 @@ class Places:
                 )
 
     def check_finite(self) -> None:
-        """Refuses keys and values that have no singular values.
+        """Refuses projections that have no singular values, or that would spread NaN over what they are folded into.
 
         Raises:
             ValueError: names the layer and the projection.
         """
         for index in self.layers:
-            for name in ("k_proj", "v_proj"):
-                if not self.projection(self.attention(index), name).weight.isfinite().all():
-                    raise ValueError(f"uncomp.lorc: {name} of layer {index} must be finite; got NaN or infinity")
+            for name in NAMES:
+                found = self.projection(self.attention(index), name)
+                for what, held in ((name, found.weight), (f"bias of {name}", found.bias)):
+                    if held is not None and not held.isfinite().all():
+                        raise ValueError(f"uncomp.lorc: {what} of layer {index} must be finite; got NaN or infinity")
 
     @staticmethod
     def _check_one(where: str, found: Any, uses: Counter) -> None:
@@ -117,6 +119,8 @@ class Places:
                 f"{where} is a {type(found).__name__} of {type(found).__module__}; only torch.nn.Linear can be split, "
                 "not quantised or adapted weights"
             )
+        if found._forward_hooks or found._forward_pre_hooks:
+            raise NotImplementedError(f"{where} has forward hooks, which its factors would not call; remove them first")
         weight = found.weight
         if weight.dtype not in DTYPES:
             raise NotImplementedError(f"{where} must be float32, float16 or bfloat16; got {weight.dtype}")
