@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; default: those of the process.
     Returns:
-        exit status: 0, 2 for bad input (one line on stderr says which), 1 where memory ran out, 130 if interrupted.
+        exit status: 0, 2 for bad input (one line on stderr says which), 1 where memory or a disk is full, 130 if
+        interrupted.
     """
     parser = _arguments()
     args = parser.parse_args(arguments)
@@ -63,10 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader of stdout has gone; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except (OSError, ValueError, NotImplementedError, ImportError, MemoryError, RuntimeError) as error:
         progress.clear()
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            where = error.filename or "stdout or a file"
+            print(f"uncomp: {where} cannot be written ({error.strerror})", file=sys.stderr)
+            _drop_stdout()
+            return 1
         if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
             print("uncomp: out of memory: take a shorter prompt, a smaller model or dtype", file=sys.stderr)
             return 1
@@ -77,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress.clear()
         return 130
+
+
+def _drop_stdout() -> None:
+    """Nothing more is written to it, when the interpreter ends either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_bad_input(error: Exception) -> bool:

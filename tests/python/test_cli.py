@@ -39,6 +39,16 @@ def test_module_and_version():
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("options", [["info"], ["info", "--json"]], ids=" ".join)
+def test_stdout_on_a_full_disk(options):
+    with open("/dev/full", "w") as full:
+        call = [sys.executable, "-m", "uncomp", *options]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("uncomp: stdout or a file cannot be written (No space left")
+
+
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
