@@ -13,11 +13,11 @@ from uncomp.prefill import PrefillPruning
 from uncomp.report import cache_stats
 
 if TYPE_CHECKING:
+    from uncomp import lorc
     from uncomp.calibration.collect import calibrate
     from uncomp.hf.attention import UncompCache
     from uncomp.layer_merge import merge_retrieval_layer
     from uncomp.patching import PatchHandle, generate, patch
-    from uncomp.transforms import lorc
 
 __all__ = [
     "HeadProfile",
@@ -50,7 +50,7 @@ _NEEDS_TRANSFORMERS = {
     "generate": "uncomp.patching",
     "merge_retrieval_layer": "uncomp.layer_merge",
     "patch": "uncomp.patching",
-    "lorc": "uncomp.transforms",
+    "lorc": "uncomp.lorc",
 }
 
 
@@ -63,4 +63,5 @@ def __getattr__(name: str):
     from uncomp.hf import compat
 
     compat.check()  # a release that is not supported is refused in one line, before its modules are imported
-    return getattr(importlib.import_module(_NEEDS_TRANSFORMERS[name]), name)
+    found = importlib.import_module(_NEEDS_TRANSFORMERS[name])
+    return found if found.__name__ == f"uncomp.{name}" else getattr(found, name)

@@ -194,6 +194,7 @@ MAY_IMPORT = {
         "pruning",
         "report",
     },
+    "lorc": {"hf.compat", "transforms.lorc"},
     "transforms": {"transforms.lorc"},
     "transforms.lorc": {
         "transforms.lorc.apply",
@@ -408,12 +409,12 @@ MAY_IMPORT = {
         "hf.attention",
         "hf.compat",
         "layer_merge",
+        "lorc",
         "ops",
         "patching",
         "policies",
         "prefill",
         "report",
-        "transforms.lorc",
     },
 }
 

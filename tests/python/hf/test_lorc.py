@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ pytest.importorskip("transformers")
 from lorc_support import compressed_and_dense, prompt, with_biases
 
 import uncomp
-from uncomp import lorc
+from uncomp import lorc, transforms
 from uncomp.testing import tiny_model
 from uncomp.transforms.lorc import apply, factors
 
@@ -207,5 +209,13 @@ def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):
     assert same(footprint(model), before)
 
 
-def test_lorc_is_reached_from_the_package():
-    assert uncomp.lorc is lorc
+@pytest.mark.parametrize(
+    "line", ["import uncomp; uncomp.lorc", "import uncomp.lorc", "from uncomp.lorc import LorcConfig, compress"]
+)
+def test_lorc_is_reached_from_the_package(line):
+    """In a process of its own, where nothing else has loaded it; and it gives all that the package behind it does."""
+    more = "; import uncomp; print(uncomp.lorc.compress.__name__)"
+    done = subprocess.run([sys.executable, "-c", line + more], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "compress\n", done.stderr
+    assert uncomp.lorc is lorc and set(lorc.__all__) == set(transforms.lorc.__all__)
+    assert all(getattr(lorc, name) is getattr(transforms.lorc, name) for name in lorc.__all__)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRC by its public name: key and value projections of low rank. Source: docs/policies.md "LoRC"."""
+
+from uncomp.hf import compat
+
+compat.check()  # a release that is not supported is refused in one line, before modules that build on it
+
+from uncomp.transforms.lorc import (  # noqa: E402
+    Calibration,
+    LorcConfig,
+    LorcHandle,
+    Ranks,
+    attach,
+    calibrate,
+    compress,
+    is_checkpoint,
+    load,
+    rank_schedule,
+)
+
+__all__ = [
+    "Calibration",
+    "LorcConfig",
+    "LorcHandle",
+    "Ranks",
+    "attach",
+    "calibrate",
+    "compress",
+    "is_checkpoint",
+    "load",
+    "rank_schedule",
+]
