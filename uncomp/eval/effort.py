@@ -18,7 +18,7 @@ class Effort:
 
     Fields:
         records: that this call made.
-        model_seconds: in prefill and decode, compression included.
+        model_seconds: in prefill and decode, compression included, and in the passes of `teacher_forced`.
         seconds: in all: the model, patching it, scores, writing records.
         patches: how often the model was patched.
         peak: most bytes in use on a GPU; 0 elsewhere.
@@ -45,6 +45,15 @@ class Effort:
         except BaseException:
             self.model_seconds += time.perf_counter() - started
             raise
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Around what calls the model without telling its seconds."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.model_seconds += time.perf_counter() - started
 
     def count(self, stats: dict[str, Any]) -> None:
         """Adds what a handle counted since it was patched."""

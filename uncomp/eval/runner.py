@@ -284,7 +284,8 @@ def _run(
                 text = task.tokenizer.decode(outcome.tokens, skip_special_tokens=True)
                 record = make_record(run, i, example, prompt, outcome, text, full, per_row=task.settings.per_row)
                 if forced and full:
-                    record["agreement"] |= teacher_forced(model, prompt.ids, full["tokens"], config)
+                    with effort.in_model():
+                        record["agreement"] |= teacher_forced(model, prompt.ids, full["tokens"], config)
                 place = {"batch": {"number": number, "size": len(group)}, "warmup": number == 0}
                 made.append({**record, "config": folder.hash, **place})
             folder.append(rank, made)

@@ -180,6 +180,18 @@ def test_teacher_forced(model, data, tmp_path, capsys):
     assert again["total"]["agreement"]["kl"] is None
 
 
+def test_the_passes_of_teacher_forced_are_the_models(model, data, tmp_path, capsys, monkeypatch):
+    """They are no work beside it."""
+    import time
+
+    from uncomp.eval import runner
+
+    monkeypatch.setattr(runner, "teacher_forced", lambda *given: time.sleep(0.3) or {"argmax": 1.0, "kl": 0.0})
+    policies = ["--policy", "full", "--policy", "uncomp", "--subset", "trec", "--limit", "2"]
+    _, forced = ran(capsys, model, data, tmp_path, *policies, "--teacher-forced")
+    assert 0.6 <= forced["call"]["model_seconds"] <= forced["call"]["seconds"]
+
+
 # ---- going on
 def test_resume_goes_on_with_more_records(model, data, tmp_path, capsys):
     ran(capsys, model, data, tmp_path, "--limit", "1")
