@@ -42,12 +42,13 @@ def test_interval_refuses_nothing_to_draw_from():
 
 
 # ---- made-up runs
-def write(folder, policy, budget, hits, *, stored=40.0, task="needle", mode="aware", seed=42, **config):
+def write(folder, policy, budget, hits, *, stored=40.0, task="needle", mode="aware", seed=42, cache=None, **config):
     """A finished run: hits are the scores of its records, in two subsets."""
     path = folder / f"{policy}-{budget}-{mode}".replace(":", "_").replace("=", "_").replace(",", "_")
     path.mkdir(parents=True)
     shared = {"task": task, "model": "m", "dtype": "float32", "mode": mode, **config}
-    about = {"config": {**shared, "cache": {"decode": "evict", "seed": seed}}, "model": "tiny", "device": "cpu"}
+    config = {**shared, "cache": {"decode": "evict", "seed": seed, **(cache or {})}}
+    about = {"config": config, "model": "tiny", "device": "cpu", "options": {"window": None, **(cache or {})}}
     (path / "run.json").write_text(json.dumps(about))
     summary = {"task": task, "policy": policy, "budget": budget, "mode": mode, "window": 8, "pool": "max 7"}
     share = 1.0 if budget is None else stored / 400
@@ -168,6 +169,32 @@ def test_what_differs_is_another_table(runs, capsys):
     found = sorted((table["mode"], len(table["rows"])) for table in tables)
     assert found == [("agnostic", 1), ("aware", 1), ("aware", 5)]
     assert text.count("\n## needle") == 3
+
+
+def test_one_window_for_all_is_another_table(runs, capsys):
+    """With the same full cache; not a second seed of the policies' own windows."""
+    for policy, hits in (("uncomp", [0.0] * 6), ("snapkv", [1.0] * 6)):
+        write(runs / "runs/other", policy, 40, hits, cache={"window": 16})
+    tables, text, _, _ = report(runs, capsys)
+    assert [(table["one_setting"], len(table["rows"])) for table in tables] == [({"window": 16}, 3), ({}, 5)]
+    one, own = map(rows, tables)
+    assert (one["uncomp"]["score"], one["snapkv"]["score"], one["full"]["score"]) == (0.0, 100.0, 100.0)
+    assert (one["uncomp"]["runs"], own["uncomp"]["runs"]) == (1, 1)
+    assert own["uncomp"]["score"] == pytest.approx(500 / 6)
+    assert text.count("One setting for all: window 16.") == 1
+    write(runs / "runs/other", "full", None, [0.0] * 6, stored=400.0, cache={"window": 16})
+    assert [rows(table)["full"]["score"] for table in report(runs, capsys)[0]] == [0.0, 100.0]
+
+
+def test_runs_of_one_row_differ_in_their_seed_alone(runs, capsys):
+    path = write(runs / "runs/other", "uncomp", 40, [1.0] * 6, seed=1)
+    ((table,), *_) = report(runs, capsys)
+    assert rows(table)["uncomp"]["runs"] == 2
+    for file, groups in ((runs / "runs/uncomp-40-aware/run.json", 2), (path / "run.json", 8)):
+        about = json.loads(file.read_text())
+        about["config"]["cache"]["groups"] = groups
+        file.write_text(json.dumps(about))
+    assert "may differ in their seed alone, to be one row; groups is " in refused(capsys, runs / "runs")
 
 
 def test_longbench_e_by_length(tmp_path, capsys):

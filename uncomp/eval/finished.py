@@ -13,6 +13,8 @@ from uncomp.eval import partial
 from uncomp.eval.folder import RUN, SOME, SUMMARY, read_records
 from uncomp.eval.runs import parse_policy
 
+SHARED = ("window", "pool_width", "profile")  # the decode rule, which full takes too, is a matter of `Finished.table`
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -35,6 +37,12 @@ class Finished:
     def weights(self) -> str | None:
         """Which of the models of that shape; None where the run does not tell."""
         return self.about["config"].get("weights")
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings that the call gave all its policies but full: they make a table of their own."""
+        options = self.about.get("options") or {}
+        return {name: options[name] for name in SHARED if options.get(name) is not None}
 
     @property
     def label(self) -> str:
@@ -94,7 +102,15 @@ def _checked(run: Finished) -> Finished:
     """
     try:
         config, budget = run.about["config"], run.summary["budget"]
-        _ = run.table, run.label, run.about["model"], run.about["device"], config["dtype"], config.get("max_prompt")
+        _ = (
+            run.table,
+            run.label,
+            run.shared,
+            run.about["model"],
+            run.about["device"],
+            config["dtype"],
+            config.get("max_prompt"),
+        )
         _ = [run.summary[name] for name in ("mode", "window", "pool")]
         _ = config.get("settings", {}).get("e")
         if not isinstance(run.weights, (str, type(None))) or not isinstance(budget, (int, float, type(None))):

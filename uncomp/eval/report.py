@@ -39,6 +39,7 @@ def to_json(tables: Sequence[Table]) -> list[dict[str, Any]]:
             "task": table.task,
             "mode": table.mode,
             "config": table.config,
+            "one_setting": table.shared,
             "records": table.count,
             "records_by_subset": table.counts,
             "records_not_in_all": table.left,
@@ -121,6 +122,8 @@ def _section(table: Table) -> list[str]:
     devices = sorted({f"{run.about['model']} on {run.about['device']}" for run in many})
     decode = f"decode={many[0].about['config']['cache']['decode']}"
     lines.append(f"{'; '.join(devices)}; {config['dtype']}; {decode}; {table.count} records; {what}.")
+    if table.shared:
+        lines.append(f"One setting for all: {', '.join(f'{name} {value}' for name, value in table.shared.items())}.")
     if table.left:
         lines.append(f"{table.left} records are not in all rows and are left out.")
     if table.cut:

@@ -51,6 +51,7 @@ class Table:
     left: int  # records that some rows have and others not
     missing: list[tuple[str, Any]]  # policy, budget
     few: list[Finished] = field(default_factory=list)  # stopped runs with too few records to compare
+    shared: dict[str, Any] = field(default_factory=dict)  # one setting for all policies, by name
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,12 +101,26 @@ def make(runs: Iterable[Finished], *, seed: int) -> list[Table]:
 
     Args:
         seed: of the bootstrap.
+    Raises:
+        ValueError: a run twice, runs of one row that differ in more than their seed, runs without a common record.
     """
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         groups.setdefault(run.table, []).append(run)
-    tables = [_table(some, seed) for group in groups.values() for some in _by_weights(group)]
-    return sorted(tables, key=lambda t: (t.task, t.mode, json.dumps(t.config, sort_keys=True)))
+    alike = (part for group in groups.values() for part in _by_settings(group))
+    tables = [_table(some, seed) for part in alike for some in _by_weights(part)]
+    return sorted(tables, key=lambda t: (t.task, t.mode, json.dumps([t.config, t.shared], sort_keys=True)))
+
+
+def _by_settings(runs: list[Finished]) -> list[list[Finished]]:
+    """Runs with one setting for all policies each; the full cache, which takes none, stands in every table."""
+    full: dict[str, list[Finished]] = {}
+    found: dict[str, list[Finished]] = {}
+    for run in runs:
+        kind = full if run.summary["budget"] is None else found
+        kind.setdefault(json.dumps(run.shared, sort_keys=True), []).append(run)
+    any_full = next(iter(full.values()), [])
+    return [[*full.get(key, any_full), *some] for key, some in found.items()] or [any_full]
 
 
 def _by_weights(runs: list[Finished]) -> list[list[Finished]]:
@@ -126,6 +141,7 @@ def _table(runs: list[Finished], seed: int) -> Table:
         for other in beside:
             if other.about["config"] == run.about["config"]:
                 raise ValueError(f"uncomp report: {other.path} and {run.path} are one run twice; name one of them")
+            _check_seeds(other, run)
         beside.append(run)
     every = [set(run.records) for run in runs]
     common = set.intersection(*every)
@@ -139,12 +155,24 @@ def _table(runs: list[Finished], seed: int) -> Table:
     table = Table(
         task, runs[0].summary["mode"], config, rows, frozenset(keys), len(set.union(*every)) - len(keys), [], few
     )
+    table.shared = next((run.shared for run in runs if run.summary["budget"] is not None), {})
     _compare(table, keys, seed)
     for budget in table.budgets():
         table.missing += [(name, budget) for name in STANDARD if name != "full" and table.row(name, budget) is None]
     if table.row("full", None) is None:
         table.missing.insert(0, ("full", None))
     return table
+
+
+def _check_seeds(one: Finished, other: Finished) -> None:
+    """Raises ValueError where runs of one row are no seeds of one configuration."""
+    a, b = one.about["config"]["cache"], other.about["config"]["cache"]
+    name = next((name for name in a if name != "seed" and a[name] != b.get(name, a[name])), None)
+    if name is not None:
+        raise ValueError(
+            f"uncomp report: {one.path} and {other.path} may differ in their seed alone, to be one row; {name} is "
+            f"{a[name]!r} and {b[name]!r}"
+        )
 
 
 def _least(runs: Sequence[Finished]) -> int:
