@@ -210,6 +210,36 @@ def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "fields", [{}, {"granularity": "layer"}, {"whiten": "calib"}, {"exact_prefill": True}], ids=str
+)
+def test_inference_mode_leaves_no_tensor_that_only_serves_there(fields):
+    """Compressed, moved and given back inside of it, a model runs where gradients are on."""
+    model, ids = tiny_model("llama", num_hidden_layers=2), prompt()[0]
+    before = footprint(model)
+    with torch.inference_mode():
+        tokens = {"calibration": lorc.calibrate(model, ids)} if fields.get("whiten") else {}
+        handle = lorc.compress(model, lorc.LorcConfig(rho=0.5, **fields), **tokens)
+    assert model(ids).logits.requires_grad and not any(p.is_inference() for p in model.parameters())
+    model.to(torch.bfloat16).to(torch.float32)
+    with torch.inference_mode():
+        handle.remove()
+    assert model(ids).logits.requires_grad and not any(p.is_inference() for p in model.parameters())
+    assert list(footprint(model)[0]) == list(before[0])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_model_of_inference_tensors_is_compressed_and_comes_back(mode):
+    with torch.inference_mode():
+        model = tiny_model("llama", num_hidden_layers=1)
+        want = logits(model)
+    with mode():
+        handle = lorc.compress(model, lorc.LorcConfig(rho=0.5))
+        assert not torch.equal(logits(model), want)
+        handle.remove()
+        assert torch.equal(logits(model), want)
+
+
+@pytest.mark.parametrize(
     "line", ["import uncomp; uncomp.lorc", "import uncomp.lorc", "from uncomp.lorc import LorcConfig, compress"]
 )
 def test_lorc_is_reached_from_the_package(line):

@@ -22,6 +22,8 @@ from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
 Progress = Callable[[str], None]
 
 
+@torch.inference_mode(False)  # what is made must also serve where gradients are on, and be moved
+@torch.no_grad()
 def compress(
     model: torch.nn.Module,
     config: LorcConfig | None = None,

@@ -50,6 +50,8 @@ class Calibration:
             raise ValueError("uncomp.lorc.compress: calibration must have finite moments; got NaN or infinity")
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def calibrate(
     model: torch.nn.Module,
     tokens: Tensor,

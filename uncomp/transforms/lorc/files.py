@@ -132,6 +132,8 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle:
     """Completes a model that `from_pretrained(folder)` made: its missing projections are replaced by the factors.
 

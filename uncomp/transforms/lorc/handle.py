@@ -49,6 +49,8 @@ class LorcHandle:
                 _move(before, torch.device("cpu"))
             setattr(attention, name, module)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def remove(self) -> None:
         """Gives back the very same weights; a second call does nothing.
 
