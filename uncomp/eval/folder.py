@@ -112,6 +112,9 @@ class RunFolder:
         self.path, self.config, self.hash = path, config, digest(config)
         self._synced = time.monotonic()
 
+    def _part(self, rank: int) -> Path:
+        return self.path / f"part-{rank}.jsonl"
+
     def parts(self) -> list[Path]:
         """The parts that are there."""
         return sorted(self.path.glob("part-*.jsonl"))
@@ -140,6 +143,8 @@ class RunFolder:
         done: dict[str, dict[str, Any]] = {}
         if there:
             self._compare()
+            if not self.parts() and (self.path / EXAMPLES).is_file():  # only what a finished run needs was kept
+                write_together({self._part(0): (self.path / EXAMPLES).read_bytes()})
             done = self._read(mend=True)
         write_json(self.path / RUN, {"hash": self.hash, "config": self.config, **about})
         return done
@@ -203,7 +208,7 @@ class RunFolder:
         Raises:
             RunFailure: the disk is full; what was written before is whole.
         """
-        path = self.path / f"part-{rank}.jsonl"
+        path = self._part(rank)
         try:
             with open(path, "ab", buffering=0) as file:
                 for record in records:

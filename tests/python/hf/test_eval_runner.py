@@ -200,6 +200,19 @@ def test_resume_goes_on_with_more_records(model, data, tmp_path, capsys):
     assert len(records(tmp_path / "longbench/uncomp-40-aware")) == 4
 
 
+def test_resume_goes_on_with_a_folder_that_keeps_no_parts(model, data, tmp_path, capsys):
+    """A finished run whose parts were deleted: nothing is repeated."""
+    folder = tmp_path / "longbench/uncomp-40-aware"
+    ran(capsys, model, data, tmp_path, "--limit", "1")
+    before = records(folder)
+    for part in folder.glob("part-*"):
+        part.unlink()
+    (summary,) = ran(capsys, model, data, tmp_path, "--limit", "2", "--resume")
+    after = records(folder)
+    assert len(after) == summary["total"]["n"] == 2 * len(before)
+    assert all(record in after for record in before)  # seconds too
+
+
 def test_what_resume_refuses(model, data, tmp_path, capsys):
     ran(capsys, model, data, tmp_path, "--limit", "1")
     status, _, err = call(capsys, model, data, tmp_path, "--limit", "1")
