@@ -100,7 +100,8 @@ def test_blocks_of_windows_change_nothing(model, tmp_path, capsys, monkeypatch, 
     assert cli.main(["eval", "perplexity", *given, "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["call"]["patches"] == 4 // block
     one, other = (support.records(tmp_path / name / "perplexity/snapkv-40-agnostic") for name in "ab")
-    assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+    assert [r["warmup"] for r in other] == [i % block == 0 for i in range(4)]  # each block patches the model
+    assert [{**r, "seconds": 0, "warmup": 0} for r in one] == [{**r, "seconds": 0, "warmup": 0} for r in other]
 
 
 def test_a_longer_question_is_recorded_anew():
