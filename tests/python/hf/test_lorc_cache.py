@@ -229,13 +229,15 @@ def test_an_exact_prompt_stores_what_the_factors_give_of_exact_states(mode):
     if mode == "absorb":
         model.model.rotary_emb.inv_freq.zero_()
     ids, mask = prompt()
-    stock = {}
+    stock, hooks = {}, []
     for i, layer in enumerate(model.model.layers):
         for name in ("k_proj", "v_proj"):
             proj = getattr(layer.self_attn, name)
-            proj.register_forward_hook(lambda m, a, out, k=(i, name): stock.__setitem__(k, out - m.bias))
+            hooks.append(proj.register_forward_hook(lambda m, a, out, k=(i, name): stock.__setitem__(k, out - m.bias)))
     with torch.no_grad():
         want = model(ids, attention_mask=mask).logits[mask.bool()]
+    for hook in hooks:
+        hook.remove()
     known = dict(stock)
     with lorc.compress(model, lorc.LorcConfig(rho=0.5, key_mode=mode, exact_prefill=True)) as low:
         with uncomp.patch(model, config("full", decode="grow")), torch.no_grad():
