@@ -23,6 +23,7 @@ from uncomp.eval.folder import read_records
 from uncomp.eval.processes import Processes
 from uncomp.eval.reading import Reader
 from uncomp.eval.summary import by_subset, first_score
+from uncomp.eval.task import Settings, Task
 from uncomp.eval.tasks import TASKS, Options
 
 DEPTHS = (0, 20, 40, 60, 80, 100)
@@ -58,7 +59,7 @@ class Measure:
             ids = tokens_of(tokenizer, options.text)
             self._pieces = perplexity.windows(ids, options.prefix, options.continuation, options.windows)
         positions = model.config.get_text_config(decoder=True).max_position_embeddings
-        settings = runner.Settings(
+        settings = Settings(
             out=out,
             batch_size=options.batch_size,
             chat="auto",
@@ -71,7 +72,7 @@ class Measure:
             common={},
             about={},
         )
-        self._tasks: dict[str, runner.Task] = {}
+        self._tasks: dict[str, Task] = {}
         for task, more in (
             ("needle", {"lengths": options.lengths, "depths": options.depths}),
             ("longbench", {"subsets": options.subsets, "limit": options.limit}),
@@ -81,7 +82,7 @@ class Measure:
                 source = TASKS[task](Options(data=folder, seed=options.seed, **more), Reader())
                 common = {"task": task, "model": str(options.model), "settings": source.settings}
                 examples = source.examples(tokenizer, positions)
-                self._tasks[task] = runner.Task(tokenizer, examples, replace(settings, common=common), positions)
+                self._tasks[task] = Task(tokenizer, examples, replace(settings, common=common), positions)
 
     def parts(self, name: str, heads_apart: bool) -> Iterator[tuple[str, Callable[[], dict[str, dict[str, Any]]]]]:
         """What there is to measure: name of a part, and what measures it and gives numbers by way.

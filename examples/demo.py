@@ -13,7 +13,7 @@ import torch
 
 import uncomp
 from uncomp import figures, generation
-from uncomp.cli import render
+from uncomp.cli_generate import render
 from uncomp.hf.environment import quiet
 
 ROOT = Path(__file__).resolve().parents[1]

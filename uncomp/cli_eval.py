@@ -174,6 +174,7 @@ def _guarded(command: Any) -> Any:
 def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
     from uncomp.eval import runner
     from uncomp.eval.reading import Reader
+    from uncomp.eval.task import Settings, Task
     from uncomp.eval.tasks import TASKS, Options
 
     def say(text: str) -> None:
@@ -205,7 +206,7 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
     started = time.perf_counter()
     examples = source.examples(tokenizer, facts["positions"])
     reading += time.perf_counter() - started
-    settings = runner.Settings(
+    settings = Settings(
         out=Path(args.out) / args.task,
         batch_size=args.batch_size,
         chat=args.chat,
@@ -227,7 +228,7 @@ def _generating(args: argparse.Namespace, progress: Any, processes: Any) -> int:
         about={**facts["about"], "options": _options(args), "files": reader.sha256, "bad_lines": len(reader.skipped)},
         rounds=args.rounds,
     )
-    task = runner.Task(tokenizer, examples, settings, facts["positions"])
+    task = Task(tokenizer, examples, settings, facts["positions"])
     reading += task.tokenise(processes.rank, processes.count)
 
     def run_all(efforts: Any) -> Any:

@@ -12,8 +12,9 @@ pytest.importorskip("transformers")
 import torch
 
 import uncomp
-from uncomp.eval import batch, runner
+from uncomp.eval import batch
 from uncomp.eval.prompts import Prompt
+from uncomp.eval.task import Task
 from uncomp.testing import tiny_model
 
 NEW = 5
@@ -114,5 +115,5 @@ def test_questions_behind_windows_are_of_one_length(prompts):
     assert len(outcomes(model, config, [prompts], False)) == 3
     many = [*prompts, *prompts]
     task = SimpleNamespace(prompt=many.__getitem__, examples=[SimpleNamespace(max_new_tokens=NEW)] * len(many))
-    assert list(runner.in_batches(task, range(6), 4, even=True)) == [[0, 3], [2, 5], [1, 4]]
-    assert list(runner.in_batches(task, range(6), 4)) == [[0, 3, 2, 5], [1, 4]]
+    assert list(Task.batches(task, range(6), 4, even=True)) == [[0, 3], [2, 5], [1, 4]]
+    assert list(Task.batches(task, range(6), 4)) == [[0, 3, 2, 5], [1, 4]]
