@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp.calibration.checks import read_record, refuse
+from uncomp.whole_files import write_whole
 
 FORMAT = 2
 READS = (1, 2)
@@ -34,18 +35,11 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(f'uncomp.calibration: "{path}" cannot be written (it is a folder or a device, not a file)')
-    beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a disk may tell only now that it is full
-        os.replace(beside, path)
+        write_whole({path: content}, mark=f"{_host()}.{os.getpid()}")
     except OSError as error:
         reason = error.strerror or error
         raise type(error)(f'uncomp.calibration: "{path}" cannot be written ({reason})') from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _host() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp import grouping
+from uncomp.whole_files import write_whole
 
 TABLE = "head_type_search_layer{}.csv"  # one layer's table in a folder, as the authors name it
 
@@ -28,24 +29,17 @@ def _refuse(text: str) -> ValueError:
 
 
 def _write(texts: dict[Path, str]) -> None:
-    """Writes all files beside their places, then renames them.
+    """Writes all files or none.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; begins with "uncomp.calibration". Nothing is left.
     """
-    beside = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in texts}
     try:
-        for path, text in texts.items():
-            beside[path].write_text(text, encoding="utf-8", newline="")
-        for path in texts:
-            os.replace(beside[path], path)
+        write_whole({path: text.encode("utf-8") for path, text in texts.items()})
     except OSError as error:
         first = next(iter(texts))
         where = first if len(texts) == 1 else first.parent
         raise type(error)(f'uncomp.calibration: "{where}" cannot be written ({error.strerror or error})') from error
-    finally:
-        for part in beside.values():
-            part.unlink(missing_ok=True)
 
 
 # ---- one layer's table

@@ -7,7 +7,6 @@ leave one unfinished line at the end of a part, which is cut off when the run is
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -20,6 +19,8 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from uncomp.whole_files import write_whole
 
 SYNC_SECONDS = 5.0  # records of so long may be lost with the machine; with the process alone none that is written
 RUN, EXAMPLES, SUMMARY = "run.json", "examples.jsonl", "summary.json"
@@ -65,31 +66,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_together(files: Mapping[Path, Any], *, command: str = "uncomp eval") -> None:
-    """Writes files whole, and all of them or none: they change their names when the last one has found room.
+    """Writes files whole, and all of them or none; see write_whole.
 
     Args:
         files: text, bytes or a JSON value for each. command: whose failure it would be.
     Raises:
         RunFailure: the disk is full, or a folder cannot be written.
     """
-    beside = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
-    path = None
     try:
-        for path, value in files.items():
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            with open(beside[path], "wb") as file:
-                file.write(_content(value))
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(beside[path], path)
+        write_whole({path: _content(value) for path, value in files.items()})
     except OSError as error:
-        raise RunFailure(f"{command}: {path} cannot be written ({error.strerror})") from error
-    finally:
-        for part in beside.values():
-            with contextlib.suppress(OSError):  # a file system that can only be read has none
-                part.unlink()
+        raise RunFailure(f"{command}: {error.filename} cannot be written ({error.strerror})") from error
 
 
 def _content(value: Any) -> bytes:
