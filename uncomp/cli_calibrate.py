@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress, add_texts
+from uncomp.cli_options import add_command, add_json, add_machine, add_model, add_progress, add_texts
 
 BAD = "uncomp calibrate"
 
@@ -16,8 +16,7 @@ BAD = "uncomp calibrate"
 def add(commands: Any) -> None:
     """Adds the command."""
     text = "Measure the heads of a model over texts and write a profile."
-    parser = commands.add_parser("calibrate", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_calibrate)
+    parser = add_command(commands, "calibrate", text, _calibrate)
     add_model(parser)
     add_texts(parser)
     parser.add_argument("--samples", type=int, default=100, help="pieces of the text; default %(default)s")

@@ -12,6 +12,7 @@ from typing import Any
 
 import uncomp
 from uncomp.cli_eval_options import add_common, add_prompts, count, none_or_more, numbers
+from uncomp.cli_options import add_command
 
 DATA = {
     "longbench": "TASK.jsonl or base/TASK.jsonl, e/TASK_e.jsonl, and config/dataset2prompt.json, dataset2maxlen.json",
@@ -26,7 +27,7 @@ DATA = {
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Scores policies and budgets on a benchmark."
-    evaluate = commands.add_parser("eval", help=text.lower().rstrip("."), description=text)
+    evaluate = add_command(commands, "eval", text)
     tasks = evaluate.add_subparsers(metavar="TASK", required=True)
     for name, files in DATA.items():
         parser = tasks.add_parser(name, help=f"data: {files}", description=f"{text} Data: {files}.")

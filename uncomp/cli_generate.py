@@ -10,15 +10,14 @@ from typing import Any
 
 from uncomp import cli_prefill
 from uncomp.calibration import files
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress
+from uncomp.cli_options import add_command, add_json, add_machine, add_model, add_progress
 from uncomp.config import UncompConfig, known_policies
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
     text = "Generate greedily with a compressed cache."
-    parser = commands.add_parser("generate", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_generate)
+    parser = add_command(commands, "generate", text, _generate)
     _model_arguments(parser)
     _cache_arguments(parser)
     cli_prefill.add(parser)

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress
+from uncomp.cli_options import add_command, add_json, add_machine, add_model, add_progress
 
 BAD = "uncomp lorc"
 
@@ -16,8 +16,7 @@ BAD = "uncomp lorc"
 def add(commands: Any) -> None:
     """Adds the command."""
     text = "Write a model whose key and value projections are of low rank."
-    parser = commands.add_parser("lorc", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_lorc)
+    parser = add_command(commands, "lorc", text, _lorc)
     add_model(parser)
     parser.add_argument(
         "--rho", type=_shares, default=0.575, metavar="R", help="mean share of channels kept, or R,R of keys and values"

@@ -4,6 +4,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_command(commands: Any, name: str, text: str, run: Callable[..., int] | None = None) -> argparse.ArgumentParser:
+    """A command of what argparse's add_subparsers returned.
+
+    Args:
+        text: one sentence on it. run: called with the arguments and a progress line; None where commands follow.
+    """
+    parser = commands.add_parser(name, help=text.lower().rstrip("."), description=text)
+    if run is not None:
+        parser.set_defaults(command=run)
+    return parser
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

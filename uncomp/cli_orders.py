@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress
+from uncomp.cli_options import add_command, add_json, add_machine, add_model, add_progress
 
 BAD = "uncomp study order"
 
@@ -19,8 +19,7 @@ def add(kinds: Any) -> None:
     text = (
         "Loss of continuations after a compressed prefix: heads ordered by profile, prompt, reversed, by lot, evenly."
     )
-    parser = kinds.add_parser("order", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_order)
+    parser = add_command(kinds, "order", text, _order)
     add_model(parser)
     parser.add_argument("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 files other than the profile's")
     parser.add_argument("--profile", required=True, help="file or name of a profile of the model")

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uncomp.cli_options import add_json
+from uncomp.cli_options import add_command, add_json
 
 
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Compares finished runs of uncomp eval: tables and figures."
-    parser = commands.add_parser("report", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_report)
+    parser = add_command(commands, "report", text, _report)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="runs, or folders that hold some at any depth")
     parser.add_argument("--out", metavar="DIR", help="where report.md, .csv, .json and figures go; default: the first")
     parser.add_argument(

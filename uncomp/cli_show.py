@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uncomp.cli_options import add_json
+from uncomp.cli_options import add_command, add_json
 
 if TYPE_CHECKING:
     from uncomp.calibration.profile import HeadProfile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Draw head profiles: entropy, spectrum, layer curve, groups; several are compared."
-    parser = commands.add_parser("show", help=text.lower().rstrip("."), description=text)
+    parser = add_command(commands, "show", text, run)
     parser.add_argument("profiles", nargs="+", metavar="PROFILE", help="files that `uncomp calibrate` wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the figures; made if it is not there")
     parser.add_argument("--groups", type=int, metavar="G", help="groups of heads; default 8, or those of the shape")
@@ -31,7 +31,6 @@ def add(commands: Any) -> None:
     stages.add_argument("--stages", type=_starts, metavar="0,L,...", help="first layers of the stages instead")
     parser.add_argument("--format", default="png", help="png (default), svg, pdf, ...")
     add_json(parser)
-    parser.set_defaults(command=run)
 
 
 def _starts(text: str) -> list[int]:

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from uncomp import cli_orders
-from uncomp.cli_options import add_json, add_machine, add_model, add_progress, add_texts
+from uncomp.cli_options import add_command, add_json, add_machine, add_model, add_progress, add_texts
 
 
 def add(commands: Any) -> None:
     """Adds the command to what argparse's add_subparsers returned."""
     text = "Studies of a model's heads over texts."
-    study = commands.add_parser("study", help=text.lower().rstrip("."), description=text)
+    study = add_command(commands, "study", text)
     kinds = study.add_subparsers(metavar="STUDY", required=True)
     cli_orders.add(kinds)
     text = "Share of newest tokens against heavy hitters, by the correlation of entropy trends over the layers."
-    parser = kinds.add_parser("ratio", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_ratio)
+    parser = add_command(kinds, "ratio", text, _ratio)
     add_model(parser)
     add_texts(parser)
     parser.add_argument("--samples", type=int, default=8, help="pieces of the text; default %(default)s")

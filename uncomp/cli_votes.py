@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from uncomp.cli_options import add_json
+from uncomp.cli_options import add_command, add_json
 
 BAD = "uncomp votes"
 
@@ -16,8 +16,7 @@ BAD = "uncomp votes"
 def add(commands: Any) -> None:
     """Adds the command."""
     text = "Show the votes of heads for groups, and write them as one JSON file or as a table a layer."
-    parser = commands.add_parser("votes", help=text.lower().rstrip("."), description=text)
-    parser.set_defaults(command=_votes)
+    parser = add_command(commands, "votes", text, _votes)
     parser.add_argument("source", help="a profile (file or name), a JSON file of votes, or a folder of tables")
     parser.add_argument("--groups", type=int, metavar="G", help="of a profile, 1 to its rows; votes say theirs")
     parser.add_argument("--rows", choices=("kv_head", "query_head"), help="of a profile; default query_head")

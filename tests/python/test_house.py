@@ -338,6 +338,7 @@ MAY_IMPORT = {
         "__init__",
         "calibration.fingerprint",
         "cli_eval_options",
+        "cli_options",
         "eval",
         "eval.continuations",
         "eval.effort",
