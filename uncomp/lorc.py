@@ -5,28 +5,5 @@ from uncomp.hf import compat
 
 compat.check()  # a release that is not supported is refused in one line, before modules that build on it
 
-from uncomp.transforms.lorc import (  # noqa: E402
-    Calibration,
-    LorcConfig,
-    LorcHandle,
-    Ranks,
-    attach,
-    calibrate,
-    compress,
-    is_checkpoint,
-    load,
-    rank_schedule,
-)
-
-__all__ = [
-    "Calibration",
-    "LorcConfig",
-    "LorcHandle",
-    "Ranks",
-    "attach",
-    "calibrate",
-    "compress",
-    "is_checkpoint",
-    "load",
-    "rank_schedule",
-]
+from uncomp.transforms.lorc import *  # noqa: E402, F403
+from uncomp.transforms.lorc import __all__  # noqa: E402, F401

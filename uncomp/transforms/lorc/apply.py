@@ -16,14 +16,13 @@ from uncomp.transforms.lorc.config import LorcConfig
 from uncomp.transforms.lorc.constants import key_constants
 from uncomp.transforms.lorc.handle import LorcHandle
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt, SplitProjections
-from uncomp.transforms.lorc.places import FUSED, NAMES, Places
+from uncomp.transforms.lorc.places import FUSED, NAMES, Places, makes_ordinary_tensors
 from uncomp.transforms.lorc.schedule import Ranks, rank_schedule
 
 Progress = Callable[[str], None]
 
 
-@torch.inference_mode(False)  # what is made must also serve where gradients are on, and be moved
-@torch.no_grad()
+@makes_ordinary_tensors
 def compress(
     model: torch.nn.Module,
     config: LorcConfig | None = None,
@@ -78,28 +77,27 @@ def compress(
         )
     say = progress or (lambda text: None)
     heads, count = places.shape.num_kv_heads, len(places.layers)
-    with torch.no_grad():
-        log_kappa = []
-        if needs_kappa(config):
-            for i, index in enumerate(places.layers):
-                log_kappa.append(condition(places, index, config.kappa))
-                say(f"condition numbers {i + 1}/{count}")
-        ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
-        moments = None
-        if isinstance(calibration, Calibration):
-            moments = calibration.moments
-        elif calibration is not None:
-            moments = output_moments(places, calibration, say, config.heads_together(heads))
-        handle = LorcHandle(places, config, ranks, log_kappa)
-        try:
-            for i, index in enumerate(places.layers):
-                if ranks.key[i] is not None:
-                    one = None if moments is None else moments[i]
-                    handle.replace(places.attention(index), factored(places, index, ranks, i, config, one))
-                say(f"layers {i + 1}/{count}")
-        except BaseException:
-            handle.remove()
-            raise
+    log_kappa = []
+    if needs_kappa(config):
+        for i, index in enumerate(places.layers):
+            log_kappa.append(condition(places, index, config.kappa))
+            say(f"condition numbers {i + 1}/{count}")
+    ranks = rank_schedule(log_kappa or [0.0] * count, places.shape.head_dim, config)
+    moments = None
+    if isinstance(calibration, Calibration):
+        moments = calibration.moments
+    elif calibration is not None:
+        moments = output_moments(places, calibration, say, config.heads_together(heads))
+    handle = LorcHandle(places, config, ranks, log_kappa)
+    try:
+        for i, index in enumerate(places.layers):
+            if ranks.key[i] is not None:
+                one = None if moments is None else moments[i]
+                handle.replace(places.attention(index), factored(places, index, ranks, i, config, one))
+            say(f"layers {i + 1}/{count}")
+    except BaseException:
+        handle.remove()
+        raise
     if not keep_weights:
         handle.let_go()
     return handle

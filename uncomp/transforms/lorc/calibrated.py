@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uncomp import latent
 from uncomp.transforms.lorc.config import LorcConfig
-from uncomp.transforms.lorc.places import FUSED, Places
+from uncomp.transforms.lorc.places import FUSED, Places, makes_ordinary_tensors
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Calibration:
             raise ValueError("uncomp.lorc.compress: calibration must have finite moments; got NaN or infinity")
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@makes_ordinary_tensors
 def calibrate(
     model: torch.nn.Module,
     tokens: Tensor,
@@ -77,9 +76,8 @@ def calibrate(
         raise ValueError("uncomp.lorc.calibrate: the model is compressed already; call .remove() on its handle first")
     places.check()
     together = LorcConfig(granularity=granularity).heads_together(places.shape.num_kv_heads)
-    with torch.no_grad():
-        moments = output_moments(places, tokens, progress or (lambda text: None), together, "calibrate: tokens")
-        return Calibration(moments, together)
+    moments = output_moments(places, tokens, progress or (lambda text: None), together, "calibrate: tokens")
+    return Calibration(moments, together)
 
 
 def output_moments(

@@ -23,7 +23,7 @@ from uncomp.transforms.lorc.apply import check_key_mode, joined, set_codec
 from uncomp.transforms.lorc.config import STEP, LorcConfig, is_rank
 from uncomp.transforms.lorc.handle import LorcHandle
 from uncomp.transforms.lorc.modules import FoldedOutput, PaddedProjection, Rebuilt
-from uncomp.transforms.lorc.places import DTYPES, FUSED, NAMES, Places
+from uncomp.transforms.lorc.places import DTYPES, FUSED, NAMES, Places, makes_ordinary_tensors
 from uncomp.transforms.lorc.schedule import Ranks
 
 RECORD, FACTORS = "uncomp_lorc.json", "uncomp_lorc.safetensors"
@@ -132,8 +132,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@makes_ordinary_tensors
 def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle:
     """Completes a model that `from_pretrained(folder)` made: its missing projections are replaced by the factors.
 
@@ -154,7 +153,7 @@ def attach(model: torch.nn.Module, folder: str | os.PathLike[str]) -> LorcHandle
     places.check()
     names = {id(module): name for name, module in model.named_modules()}
     made, known = [], set()
-    with _opened(Path(folder)) as factors, torch.no_grad():
+    with _opened(Path(folder)) as factors:
         for i, index in enumerate(layers):
             if ranks.key[i] is None:
                 continue

@@ -10,7 +10,7 @@ import torch
 
 from uncomp import latent
 from uncomp.transforms.lorc.config import LorcConfig
-from uncomp.transforms.lorc.places import Places
+from uncomp.transforms.lorc.places import Places, makes_ordinary_tensors
 from uncomp.transforms.lorc.schedule import Ranks
 
 
@@ -49,8 +49,7 @@ class LorcHandle:
                 _move(before, torch.device("cpu"))
             setattr(attention, name, module)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @makes_ordinary_tensors
     def remove(self) -> None:
         """Gives back the very same weights; a second call does nothing.
 

@@ -23,6 +23,11 @@ _HOST_ROPE = ("dynamic", "longrope")
 _PLACES = (0, 1, 7, 1000)  # positions at which a rotation that is none shows nothing
 
 
+def makes_ordinary_tensors(function: Callable) -> Callable:
+    """What `function` makes serves where gradients are on too, and can be moved, whatever mode it is called in."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
+
+
 class Places:
     """The attention modules of a model whose caches can be compressed.
 
