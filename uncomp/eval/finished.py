@@ -139,8 +139,8 @@ def _check(record: dict[str, Any], task: str) -> None:
         *(_CONTINUATION if task == "perplexity" else _GENERATED),
         *(_NEEDLE if task == "needle" else ()),
     ]
-    values = [_at(record, path) for path in needed]
-    optional = [_at(record, path) for path in _SOMETIMES]
+    values = [at(record, path) for path in needed]
+    optional = [at(record, path) for path in _SOMETIMES]
     for group in ("score", "agreement"):
         optional += record.get(group, {}).values()
     if not record["score"] or not all(isinstance(value, (int, float)) for value in values):
@@ -151,7 +151,7 @@ def _check(record: dict[str, Any], task: str) -> None:
         raise TypeError(f"record {record['id']}")
 
 
-def _at(record: dict[str, Any], path: Sequence[str]) -> Any:
+def at(record: dict[str, Any], path: Sequence[str]) -> Any:
     """The value at a path; None where it ends early."""
     found: Any = record
     for name in path:

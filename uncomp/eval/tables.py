@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from uncomp.eval.bootstrap import interval
-from uncomp.eval.finished import Finished
+from uncomp.eval.finished import Finished, at
 from uncomp.eval.partial import share
 from uncomp.eval.runs import STANDARD
 
@@ -226,12 +226,7 @@ def _row(label: str, budget: Any, runs: list[Finished], keys: list[str], task: s
     records = [run.records[key] for run in runs for key in keys]
 
     def mean(*path: str, of: Sequence[dict[str, Any]] = records) -> float | None:
-        found = []
-        for record in of:
-            value: Any = record
-            for name in path:
-                value = value.get(name) if isinstance(value, dict) else None
-            found += [] if value is None else [value]
+        found = [value for record in of if (value := at(record, path)) is not None]
         return fmean(found) if found else None
 
     if task != "perplexity":

@@ -103,6 +103,7 @@ class Loop:
         values = {"states": token, "positions": positions, "ended": ended}
         inputs, waiting = None, None
         issued, over = 0, False
+        watch = not ahead and bool(choice.eos)
         while issued < most:
             count = min(BLOCK, most - issued)
             buffer: list[Tensor] = []
@@ -116,7 +117,6 @@ class Loop:
                     inputs = graph.inputs
                 inputs["count"].zero_()
                 free = shared.free_slots()
-                watch = not ahead and bool(choice.eos)
                 run = min(count - made, 1 if watch or not graph.kept else count, count if free is None else free)
                 self.enter(shared)
                 try:
